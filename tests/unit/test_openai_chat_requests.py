@@ -111,6 +111,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": ({"top_p": 10**400}, "top_p"),
     "max_tokens": ({"max_tokens": 0}, "max_tokens"),
     "max_completion_tokens": ({"max_completion_tokens": -1}, "max_completion_tokens"),
+    "both limits": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
     "float": ({"max_tokens": 1.5}, "max_tokens"),
     "stop": ({"stop": [1]}, "stop[0]"),
     "empty stop": ({"stop": [""]}, "stop[0]"),

@@ -68,10 +68,11 @@ def build(parts: Parts, gate: Gate, start_task: StartTask) -> ASGIApp:
         ("GET", batch, "BatchComplete", batches.retrieve),
         ("POST", f"{batch}/cancel", "BatchComplete", batches.cancel),
     ]
-    routes = [
-        Route(path, Endpoint(gate, rpc, handle, takes=_takes(method, path)), methods=[method])
-        for method, path, rpc, handle in table
-    ]
+    routes = []
+    for method, path, rpc, handle in table:
+        name = f"{method} {path.replace(':path', '')}"
+        endpoint = Endpoint(gate, name, rpc, handle, takes=_takes(method, path))
+        routes.append(Route(path, endpoint, methods=[method]))
     handlers: dict[Any, Any] = {HTTPException: _unknown}
     return Starlette(routes=routes, exception_handlers=handlers)
 

@@ -6,10 +6,12 @@ from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
 from ruvd.http import scopes
+from ruvd.http.refusals import Refused
 from ruvd.http.scopes import Message, Receive, Scope, Send
 
 Rename: TypeAlias = Callable[[str], str]
 _PIECE_BYTES = 64 << 10
+_MAX_PARAMETERS = 100
 
 
 class Call:
@@ -37,9 +39,13 @@ class Call:
 
     @property
     def query(self) -> dict[str, str]:
-        """The parameters in the query, each with its last value."""
+        """The parameters in the query, each with its last value. Raises Refused."""
         text = self.scope.get("query_string", b"").decode("latin-1")
-        found = parse_qs(text, keep_blank_values=True, max_num_fields=100)
+        try:
+            found = parse_qs(text, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
+        except ValueError:
+            text = f"has more than {_MAX_PARAMETERS} parameters"
+            raise Refused(400, "invalid_request", text, "query") from None
         return {name: values[-1] for name, values in found.items()}
 
     def header(self, name: str) -> str:

@@ -133,10 +133,13 @@ def _read_options(fields: Fields, body: dict[str, Any], options: pb.CompletionOp
     refuse_unsupported(fields, body, ONLY)
     reader = OptionReader(fields, body)
     reader.read_common()
-    limit = "max_tokens"
+    limit, given = "max_tokens", []
     for name in ("max_tokens", "max_completion_tokens"):
-        if reader.read(name, fields.integer, "max_tokens") is not None:
+        if (tokens := reader.read(name, fields.integer, "max_tokens")) is not None:
             limit = name
+            given.append(tokens)
+    if len(set(given)) > 1:
+        fields.refuse("max_tokens", "differs from max_completion_tokens")
     tools = body.pop("tools", None)
     for at, each in fields.items([] if tools is None else tools, "tools"):
         tool = fields.object(each, at)

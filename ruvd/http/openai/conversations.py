@@ -16,7 +16,7 @@ from ruvd.http.openai.parts import Parts
 from ruvd.http.openai.response_places import new_conversation_id
 from ruvd.http.openai.response_requests import read_metadata
 from ruvd.http.refusals import Refused
-from ruvd.rpc import auditing, requests
+from ruvd.rpc import auditing, requests, validation
 from ruvd.rpc.identity import caller
 from ruvd.rpc.identity.caller import scoped_id
 from ruvd.rpc.large_responses import SMALL_BYTES, LargeResponses
@@ -225,6 +225,8 @@ def _list(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
 
 def _session_id(call: Call) -> str:
     request = pb.GetSessionRequest(session_id=call.path["conversation"])
+    if not validation.is_id(request.session_id):
+        raise Refused(400, "invalid_request", validation.ID_RULE, "conversation")
     auditing.note_request(request)
     return scoped_id(request.session_id)
 

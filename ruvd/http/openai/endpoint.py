@@ -49,18 +49,21 @@ class Gate:
 class Endpoint:
     """An ASGI application for one operation of the API.
 
-    `rpc` is the RPC whose permissions it needs. `takes` is the kind of its body, empty for none.
+    `name` is its method and path. `rpc` is the RPC whose permissions it needs. `takes` is the kind
+    of its body, empty for none.
     """
 
     def __init__(
         self,
         gate: Gate,
+        name: str,
         rpc: str,
         handle: Callable[[Call], Awaitable[None]],
         *,
         takes: str = "",
     ) -> None:
         self._gate = gate
+        self._name = name
         self._rpc = f"{_SERVICE}{rpc}"
         self._handle = handle
         self._takes = takes
@@ -89,15 +92,7 @@ class Endpoint:
 
             # It asks the call for the peer and the deadline, as it asks gRPC's.
             context: Any = call
-            name = f"/HTTP {call.scope['method']} {self._name(call)}"
-            await audit.outcome(name, handle)(None, context)
-
-    def _name(self, call: Call) -> str:
-        """Returns the path of the operation, without the ids in it."""
-        path = str(call.scope["path"])
-        for name, value in call.path.items():
-            path = path.replace(str(value), f"{{{name}}}")
-        return path
+            await audit.outcome(f"/HTTP {self._name}", handle)(None, context)
 
     async def _admitted(self, call: Call, watched: "_WatchedCall") -> None:
         gate = self._gate
@@ -138,7 +133,7 @@ class Endpoint:
 
     async def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, RuvdError):
-            _log.error("%s %s failed", call.scope["method"], self._name(call), exc_info=error)
+            _log.error("%s failed", self._name, exc_info=error)
         gate = self._gate
         forget_frames(error)  # the completion may keep the error
         if gate.quotas and isinstance(error, QuotaExceeded):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ruvd.core.completions.completion import Completion
 from ruvd.core.model import Finished, FinishReason, Usage
+from ruvd.rpc import validation
 
 _COMPLETION, _RESPONSE = "cmpl-", "resp_"
 _MAX_KNOWN = 1000
@@ -35,8 +36,9 @@ def response_id(completion_id: str) -> str:
 
 
 def completion_id(given: str) -> str:
-    """Returns the id of a response's completion."""
-    return _COMPLETION + given.removeprefix(_RESPONSE)
+    """Returns the id of a response's completion; an id that cannot be is that of none."""
+    name = given.removeprefix(_RESPONSE)
+    return _COMPLETION + (name if validation.is_id(name) else "")
 
 
 def item_name(given: str) -> str:

@@ -63,15 +63,16 @@ class ResponsePlaces:
         if request_id and await self._is_repeat(parent, request_id):
             yield Place(tenants.own(parent), exists=True)
             return
-        state = await self._parts.sessions.get(parent)
-        is_last = state.session.exchange_count == count and not state.in_use
-        if is_last and parent not in self._going_on:
+        if parent not in self._going_on:
+            # Before the look at the session, so that of two calls only one finds it unused.
             self._going_on.add(parent)
             try:
-                yield Place(tenants.own(parent), exists=True)
+                state = await self._parts.sessions.get(parent)
+                if state.session.exchange_count == count and not state.in_use:
+                    yield Place(tenants.own(parent), exists=True)
+                    return
             finally:
                 self._going_on.discard(parent)
-            return
         new_id = tenants.scoped(caller.tenant(), new_conversation_id(request_id))
         fork = NewFork(parent, count, new_id, scoped_request_id(request_id))
         made = await self._parts.commands.fork(fork)

@@ -1,5 +1,6 @@
 """`/v1/responses`: turns of sessions that the daemon keeps, with events that can be resumed."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
@@ -60,6 +61,7 @@ class Responses:
             )  # fmt: skip
             if asked.background and not asked.stream:
                 completion = self._parts.completions.start(core_request)
+                await asyncio.sleep(0)  # it joins the session's queue
                 given = response_object.response_id(tenants.own(completion.id))
                 facts.watch(completion)
                 self._known.add(completion.id, facts)
