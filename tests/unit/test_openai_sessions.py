@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from openai_door import Door, assistant, error, user
+from openai_door import Door, assistant, error, events, user
+
+from ruvd.core.model import FinishReason, ToolCallDelta
+from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
 
 S = {"headers": {"x-ruvd-session-id": "s"}}
 
@@ -72,3 +76,24 @@ async def test_wrong_headers_are_named() -> None:
     ):
         refused = await door.chat(user("q"), headers=headers)
         assert (refused.status_code, error(refused)["param"]) == (400, name)
+
+
+async def test_a_stream_whose_deltas_are_gone_has_the_whole_answer() -> None:
+    door = Door()
+    door.answers(
+        EngineReasoning("hm"), EngineText("some text"), ToolCallDelta(0, "c1", "look"),
+        ToolCallDelta(0, arguments="{}"), EngineDone(FinishReason.TOOL_CALLS),
+    )  # fmt: skip
+    tool = {"type": "function", "function": {"name": "look"}}
+    headers = {"x-ruvd-session-id": "s", "idempotency-key": "k"}
+    await door.chat(user("one"), headers=headers, tools=[tool])
+    door.core.completions._ended.clear()  # as after a restart: only the store has the answer
+    streamed = await door.chat(user("one"), headers=headers, tools=[tool], stream=True)
+    *data, last = events(streamed)
+    assert last == "[DONE]"
+    deltas = [json.loads(each)["choices"][0]["delta"] for each in data]
+    assert "".join(each.get("reasoning_content", "") for each in deltas) == "hm"
+    assert "".join(each.get("content", "") for each in deltas) == "some text"
+    (call,) = [call for each in deltas for call in each.get("tool_calls", ())]
+    assert (call["id"], call["function"]) == ("c1", {"arguments": "{}", "name": "look"})
+    assert len(door.core.engine.requests) == 1
