@@ -178,8 +178,9 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     (shims / "ruvd").write_text(SHIM.format(python=sys.executable))
     (shims / "ruvd").chmod(0o755)
     environment = {
-        **clean_environment(),
+        **{name: value for name, value in clean_environment().items() if "XDG_" not in name},
         "COLUMNS": "200",
+        "HOME": str(folder),  # `ruvd completion --install` writes there
         "PATH": f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RUVD_ADMIN_LISTEN": f"unix:{folder}/admin/a.sock",
         "RUVD_ENGINE": "echo",
