@@ -88,7 +88,7 @@ def _site_link(link: str, here: str, source: str, config: MkDocsConfig, files: F
     if not (ROOT / target).exists():
         _log.warning("'%s' contains the link '%s', but there is no such file", source, link)
     kind = "tree" if (ROOT / target).is_dir() else "blob"
-    return f"{(config.repo_url or '').rstrip('/')}/{kind}/main/{target}"
+    return f"{config.extra['repository']}/{kind}/main/{target}"
 
 
 def _tabs(match: re.Match[str]) -> str:

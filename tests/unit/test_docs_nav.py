@@ -34,7 +34,9 @@ def linked(page: Path) -> set[Path]:
 
 
 def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
-    listed = {page for page, _ in entries(CONFIG["nav"])}
+    nav = [page for page, _ in entries(CONFIG["nav"])]
+    listed = set(nav)
+    assert len(nav) == len(listed), "a page is in the navigation twice"
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     missing = sorted(pages - listed)
     assert not missing, (
@@ -63,9 +65,10 @@ def test_every_page_is_two_clicks_from_the_index_on_a_code_host() -> None:
 
 
 def test_the_site_loads_nothing_from_other_hosts() -> None:
-    """Its fonts are the reader's, and it counts no readers."""
+    """Its fonts are the reader's, it counts no readers, and it asks no code host for stars."""
     assert CONFIG["theme"]["font"] is False
     assert "analytics" not in CONFIG["extra"]
+    assert "repo_url" not in CONFIG
 
 
 def test_links_anchors_and_forgotten_pages_fail_the_build() -> None:
