@@ -26,8 +26,8 @@ SECONDS = 120.0
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """Runs a command and returns its output; fails with it if the command fails."""
     done = subprocess.run(
-        command, cwd=cwd, env={**clean_environment(), "PYTHONPATH": "", **variables}, text=True, timeout=SECONDS,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, cwd=cwd, env={**clean_environment(), "PYTHONPATH": "", **variables}, text=True,
+        timeout=SECONDS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return done.stdout

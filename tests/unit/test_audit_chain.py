@@ -68,7 +68,8 @@ def test_a_changed_byte_is_found_wherever_it_is(content: bytes, data: st.DataObj
     byte = data.draw(st.integers(0, 255).filter(lambda each: each != content[place]))
     changed = content[:place] + bytes([byte]) + content[place + 1 :]
     assert not is_clean(check(changed))
-    assert not is_clean(check(content[:place] + content[place + 1 :])), "a removed byte"
+    if place < len(content) - 1:  # a record is complete without its line break
+        assert not is_clean(check(content[:place] + content[place + 1 :])), "a removed byte"
     if byte != ord("\n") or place == 0 or content[place - 1] != ord("\n"):
         inserted = content[:place] + bytes([byte]) + content[place:]
         assert not is_clean(check(inserted)), "an inserted byte"
