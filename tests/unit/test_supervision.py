@@ -55,6 +55,7 @@ PLACES = {
     ("engines/llama/child.py", "main"): "in the engine's own process",
     ("stores/sqlite/worker.py", "__init__"): "the thread reports its end, however it ends",
     ("server/backups.py", "make"): "its end is logged, and the caller gets its error",
+    ("http/openai/endpoint.py", "start"): "awaited when its call ends, and logged if it failed",
     ("telemetry/setup.py", "active"): "awaited there",
     ("telemetry/exporters.py", "close"): "at the stop, after the last export has failed",
     ("telemetry/exporters.py", "_within"): "awaited there",

@@ -193,4 +193,10 @@ class _WatchedCall:
             raise
         finally:
             if self._watcher:
-                self._watcher.cancel()
+                await self._stop(self._watcher)
+
+    async def _stop(self, watcher: asyncio.Task[None]) -> None:
+        watcher.cancel()
+        await asyncio.wait([watcher])
+        if not watcher.cancelled() and (failure := watcher.exception()):
+            _log.error("the watch of a connection failed", exc_info=failure)
