@@ -155,7 +155,7 @@ packages: setup ## build the wheels and source distributions of ruvd, its Python
 	rm -rf dist build/model
 	mkdir -p build/model
 	cp "$$($(BIN)/python -c 'from ruvd.engines.llama.model_file import find_model; print(find_model(None))')" build/model
-	@for each in . clients/python; do \
+	@for each in . clients/python clients/frameworks; do \
 	  $(BIN)/python -m build --no-isolation --outdir dist $$each || exit 1; \
 	done
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist model

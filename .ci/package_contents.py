@@ -19,7 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # The folders of the packages, and the package in each.
-PACKAGES = {"ruvd": (".", "ruvd"), "ruvd_client": ("clients/python", "ruvd_client")}
+PACKAGES = {
+    "ruvd": (".", "ruvd"),
+    "ruvd_client": ("clients/python", "ruvd_client"),
+    "ruvd_frameworks": ("clients/frameworks", "ruvd_frameworks"),
+}
 _PYTHON_MINORS = range(11, 15)
 _NEEDED_URLS = {"Homepage", "Documentation", "Repository", "Issues", "Changelog"}
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _DECLARATIONS = {
     "pyproject.toml": r'^version = "([^"]+)"$',
     "clients/python/pyproject.toml": r'^version = "([^"]+)"$',
+    "clients/frameworks/pyproject.toml": r'^version = "([^"]+)"$',
     "clients/typescript/package.json": r'^  "version": "([^"]+)",$',
     "clients/rust/Cargo.toml": r'^version = "([^"]+)"$',
     "clients/java/pom.xml": r"^  <version>([^<]+)</version>$",
@@ -37,8 +38,8 @@ _MENTIONS = (
     r"^(?:appVersion|version): [\"']?(\d[^\"'\s]*)",  # a chart, whose schema has the settings
     r"\bname: ruvd(?:-sidecar)?\n\s+version: [\"']?(\d[^\"'\s]*)",  # a chart that another one needs
     r"^\s*newTag: [\"']?(\d[^\"'\s]*)",  # an image in a kustomization
-    r"\bruvd(?:-client)?(?:\[[^\]]*\])?==(\d[\w.+-]*)",  # pip
-    r"\bruvd(?:_client)?-(\d+\.\d+\.\d+[\w.]*?)(?:-py3|\.tar)",  # files that pip installs
+    r"\bruvd(?:-client|-frameworks)?(?:\[[^\]]*\])?==(\d[\w.+-]*)",  # pip
+    r"\bruvd(?:_client|_frameworks)?-(\d+\.\d+\.\d+[\w.]*?)(?:-py3|\.tar)",  # their files
     r"\bruvd(?:-sidecar)?-(\d+\.\d+\.\d+[\w.]*?)\.tgz",  # packages of charts
     r"@ruvd/client@v?(\d[\w.+-]*)",  # npm
     r"clients/go@v(\d[\w.+-]*)",  # go get
@@ -46,6 +47,7 @@ _MENTIONS = (
     r"<artifactId>ruvd-client</artifactId>\s*<version>([^<]+)</version>",  # Maven
     r"\bdev\.ruvd:ruvd-client:(\d[\w.+-]*)",  # Gradle
 )
+_NEED_THE_CLIENT = ("pyproject.toml", "clients/frameworks/pyproject.toml")
 _NOT_MENTIONS = ("CHANGELOG.md",)
 
 
@@ -93,11 +95,11 @@ def disagreements(root: Path = ROOT) -> list[str]:
         if each.version != wanted
     ]
     series = ".".join(wanted.split(".")[:2])
-    if f'"ruvd-client>={series}"' not in (root / "pyproject.toml").read_text():
-        lines.append(
-            "pyproject.toml: the commands need the client of their release:"
-            f' write "ruvd-client>={series}"'
-        )
+    lines += [
+        f'{path}: it needs the client of its release: write "ruvd-client>={series}"'
+        for path in _NEED_THE_CLIENT
+        if f'"ruvd-client>={series}"' not in (root / path).read_text()
+    ]
     return lines
 
 

@@ -26,16 +26,21 @@ SECONDS = 120.0
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """Runs a command and returns its output; fails with it if the command fails."""
     done = subprocess.run(
-        command, cwd=cwd, env={**clean_environment(), "PYTHONPATH": "", **variables}, text=True,
-        timeout=SECONDS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command,
+        cwd=cwd,
+        env={**clean_environment(), "PYTHONPATH": "", **variables},
+        text=True,
+        timeout=SECONDS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def build(dist: Path, cwd: Path) -> None:
     """Builds each package's source distribution, and its wheel from that."""
-    for folder in (ROOT, ROOT / "clients/python"):
+    for folder in (ROOT, ROOT / "clients/python", ROOT / "clients/frameworks"):
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, folder, cwd=cwd)
 
 

@@ -18,6 +18,7 @@ Check: TypeAlias = Callable[[Path], list[str]]
 FILES = (
     "pyproject.toml",
     "clients/python/pyproject.toml",
+    "clients/frameworks/pyproject.toml",
     "clients/typescript/package.json",
     "clients/rust/Cargo.toml",
     "clients/java/pom.xml",
@@ -120,8 +121,11 @@ def test_a_line_of_the_documentation_with_another_version_is_named(
     assert wrong.startswith("docs/page.md:3: 9.8.7, not ")
 
 
-def test_the_commands_need_the_client_of_their_release(check: Check, copy: Path) -> None:
-    path = copy / "pyproject.toml"
+@pytest.mark.parametrize("name", ["pyproject.toml", "clients/frameworks/pyproject.toml"])
+def test_what_needs_the_client_needs_that_of_its_release(
+    check: Check, copy: Path, name: str
+) -> None:
+    path = copy / name
     path.write_text(path.read_text().replace('"ruvd-client>=', '"ruvd-client>=0.0.'))
     (line,) = check(copy)
-    assert "the commands need the client of their release" in line
+    assert line.startswith(f"{name}: it needs the client of its release")
