@@ -50,6 +50,17 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
+def python_pages() -> list[str]:
+    """Returns the pages whose Python examples are run by `test_readme_examples.py`."""
+    pages = (str(page) for page in PAGES)
+    return [
+        page
+        for page in pages
+        if page.startswith("docs/") or page in {"README.md", "clients/python/README.md"}
+        if any(block.language == "python" for block in blocks(page))
+    ]
+
+
 def all_blocks() -> list[Block]:
     """Returns the blocks of all pages."""
     return [block for page in PAGES for block in blocks(str(page))]

@@ -13,16 +13,11 @@ from pathlib import Path
 import pytest
 from http_door import HTTP, base_url
 from running import StartDaemon
+from snippets import python_pages
 
 ROOT = Path(__file__).parents[2]
 OPENAI = ROOT / "build/openai/openai"
-PAGES = sorted(
-    str(page.relative_to(ROOT))
-    for page in (
-        ROOT / "README.md", ROOT / "clients/python/README.md", *(ROOT / "docs").rglob("*.md")
-    )
-    if "```python\n" in page.read_text()
-)  # fmt: skip
+PAGES = python_pages()
 
 GO = """package main
 
