@@ -93,7 +93,7 @@ replicas: setup ## run daemons that share a database under faults for ten minute
 	REPLICAS_SECONDS=$(REPLICAS_SECONDS) $(BIN)/python tests/replicas.py
 
 test-replicas: setup ## run a shorter `make replicas`, and see that it fails without the fence
-	REPLICAS_SECONDS=180 $(BIN)/python tests/replicas.py
+	REPLICAS_SECONDS=120 $(BIN)/python tests/replicas.py
 	! REPLICAS_FENCE=off REPLICAS_SECONDS=20 $(BIN)/python tests/replicas.py
 
 # The software that the benchmarks compare with is installed in the user's cache directory, never in
