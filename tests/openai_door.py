@@ -26,6 +26,7 @@ class Door:
     """The API, and the core behind it."""
 
     core: Core = field(default_factory=Core)
+    memory_bytes: int = 1 << 32
 
     def __post_init__(self) -> None:
         core = self.core
@@ -35,7 +36,7 @@ class Door:
             core.sessions, core.commands, core.completions, batches, core.engine, limits,
             core.policy, core.memory,
         )  # fmt: skip
-        memory = MemoryBudget(1 << 32, MAX_REQUEST_BYTES, on_change=lambda _: None)
+        memory = MemoryBudget(self.memory_bytes, MAX_REQUEST_BYTES, on_change=lambda _: None)
         self.app = build(
             parts, Gate(None, memory, None, None, MAX_REQUEST_BYTES), start_unsupervised
         )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ruvd.core.errors import FieldViolation, InvalidRequest
@@ -12,17 +13,25 @@ from ruvd.http.scopes import Receive, Scope
 from ruvd.rpc.wire import LARGE_BYTES, MAX_ELEMENTS
 
 BODY_SECONDS = 60.0
+_MAX_DIGITS = 20
 # A string, or the rest of a text with an unpaired quote, so that it takes linear time.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
 _SEPARATOR = re.compile(rb"[\[{,]")
 
 
-async def read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Returns the body. Raises Refused and ClientGone."""
+async def read(
+    scope: Scope, receive: Receive, max_bytes: int, hold: Callable[[int], None]
+) -> bytes:
+    """Returns the body. Raises Refused and ClientGone.
+
+    While a large body grows, `hold` is called with the sizes of its next parts before their memory
+    is taken, and may raise Overloaded. So a client that sends slowly holds little.
+    """
     length = scopes.header(scope, "content-length")
-    if length.isdigit() and int(length[:20]) > max_bytes:
+    declared = int(length[:_MAX_DIGITS]) if length.isascii() and length.isdigit() else max_bytes
+    if length and declared > max_bytes:
         raise _too_large(max_bytes)
-    body = bytearray()
+    body, held = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
@@ -32,6 +41,10 @@ async def read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
                 body += message.get("body", b"")
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
+                if len(body) >= LARGE_BYTES and len(body) > held:
+                    more = max(min(2 * len(body), declared), len(body)) - held
+                    hold(more)
+                    held += more
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:

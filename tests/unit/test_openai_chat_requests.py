@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -260,3 +261,21 @@ async def test_an_error_before_the_first_token_is_a_status_and_a_later_one_an_ev
     bug = await door.chat(user("q"))
     assert (bug.status_code, error(bug)["code"]) == (500, "internal")
     assert "secret" not in bug.text
+
+
+async def test_a_body_is_refused_while_it_grows_if_there_is_no_memory_for_it() -> None:
+    door, sent = Door(memory_bytes=1), 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(20):
+            sent += 1 << 15
+            yield b" " * (1 << 15)
+
+    headers = {"content-type": "application/json"}
+    refused = await door.http.post("/chat/completions", content=body(), headers=headers)
+    assert (refused.status_code, error(refused)["code"]) == (503, "overloaded")
+    assert sent < MAX_REQUEST_BYTES
+    assert (await door.chat(user("small"))).status_code == 200
+    large = await Door().chat(user("x" * 500_000))
+    assert large.status_code == 200

@@ -7,7 +7,7 @@ memory for requests, the same refusals beyond a quota, and a record in the same 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,19 +104,19 @@ class Endpoint:
             return
         if gate.quotas:
             gate.quotas.check(self._rpc, gate.admission.receiving(tenant))
-        receiving = await gate.admission.receive(tenant)
-        try:
-            self._check_kind(call)
-            call.raw = await bodies.read(call.scope, call.receive, gate.max_request_bytes)
-        finally:
-            receiving.end()
-        watched.start()
-        size = len(call.raw)
-        if size < LARGE_BYTES:
-            await self._answered(call)
-            return
-        with gate.admission.reserve(size) as release:
-            reservation.hold(release)
+        with ExitStack() as held:
+
+            def hold(size_bytes: int) -> None:
+                held.enter_context(gate.admission.reserve(size_bytes))
+                reservation.hold(held.close)
+
+            receiving = await gate.admission.receive(tenant)
+            try:
+                self._check_kind(call)
+                call.raw = await bodies.read(call.scope, call.receive, gate.max_request_bytes, hold)
+            finally:
+                receiving.end()
+            watched.start()
             await self._answered(call)
 
     async def _answered(self, call: Call) -> None:
