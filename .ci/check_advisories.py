@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ REQUIREMENTS = (
     "requirements-audit.txt",
     "requirements-docs.txt",
     "requirements-openai.txt",
+    "requirements-release.txt",
     "clients/python/requirements-docs.txt",
+    "clients/frameworks/requirements.txt",
 )
 SERVICES = ("pypi", "osv")
 _SECONDS = 300
@@ -130,11 +134,48 @@ def judge(
 
 
 def ask(service: str, requirements: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
-    """Returns pip-audit's answer by an advisory service; None and the cause if there is none."""
-    command = [os.environ.get("PIP_AUDIT", "pip-audit"), "--vulnerability-service", service]
-    for each in requirements:
-        command += ["--requirement", each]
-    command += ["--disable-pip", "--require-hashes", "--progress-spinner=off", "--format=json"]
+    """Returns pip-audit's answers by an advisory service; None and the cause if one is missing."""
+    dependencies: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, group in enumerate(merge(Path(each).read_text() for each in requirements)):
+            path = Path(folder) / f"requirements-{number}.txt"
+            path.write_text(group)
+            answer, cause = _ask(service, str(path))
+            if answer is None:
+                return None, cause
+            dependencies += answer["dependencies"]
+    return {"dependencies": dependencies, "fixes": []}, ""
+
+
+def merge(lists: Iterable[str]) -> list[str]:
+    """Returns all pins of the lists, in as few lists as possible that have each package once.
+
+    pip-audit refuses a package that is in two of its lists, also with the same version.
+    """
+    groups: list[dict[str, str]] = []
+    for text in lists:
+        for block in re.split(r"(?m)^(?=[A-Za-z0-9])", text):
+            name, separator, _ = block.partition("==")
+            if not separator:
+                continue
+            pin = block.splitlines()[0]
+            same = (group.get(name, "").splitlines()[:1] == [pin] for group in groups)
+            if any(same):
+                continue
+            free = next((group for group in groups if name not in group), None)
+            if free is None:
+                free = {}
+                groups.append(free)
+            free[name] = block
+    return ["".join(group.values()) for group in groups]
+
+
+def _ask(service: str, requirements: str) -> tuple[dict[str, Any] | None, str]:
+    command = [
+        os.environ.get("PIP_AUDIT", "pip-audit"), "--vulnerability-service", service,
+        "--requirement", requirements,
+        "--disable-pip", "--require-hashes", "--progress-spinner=off", "--format=json",
+    ]  # fmt: skip
     try:
         done = subprocess.run(  # noqa: S603  # a program of ours, without a shell
             command, check=False, capture_output=True, text=True, timeout=_SECONDS

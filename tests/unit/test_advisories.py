@@ -102,6 +102,21 @@ def test_without_a_network_the_check_says_so_and_does_not_fail(
     assert "This is no failure" in printed
 
 
+def test_every_list_of_pins_is_checked(check: ModuleType) -> None:
+    everywhere = ("requirements*.txt", "clients/*/requirements*.txt")
+    lists = {str(path.relative_to(ROOT)) for name in everywhere for path in ROOT.glob(name)}
+    assert set(check.REQUIREMENTS) == lists
+
+
+def test_a_package_of_two_lists_is_asked_for_once(check: ModuleType) -> None:
+    one = "# a comment\na==1 \\\n    --hash=sha256:0\nb==1 \\\n    --hash=sha256:1\n"
+    two = "b==1 \\\n    --hash=sha256:1\na==2 \\\n    --hash=sha256:2\nc==1 ; extra\n"
+    assert check.merge([one, two]) == [
+        "a==1 \\\n    --hash=sha256:0\nb==1 \\\n    --hash=sha256:1\nc==1 ; extra\n",
+        "a==2 \\\n    --hash=sha256:2\n",
+    ]
+
+
 def test_packages_that_a_service_does_not_know_are_named(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
