@@ -7,7 +7,7 @@ READY := $(ENVIRONMENT)/.ready
 SOURCES := ruvd clients/python tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup openai advisories demo test test-clients test-openai-go bench bench-quick profile soak lint proto check-proto docs \
+.PHONY: help setup openai advisories demo test test-clients bench bench-quick profile soak lint proto check-proto docs \
   docs-site packages release-check test-python try-python pins clean
 
 # The clients in other languages than Python. Each has the targets build, lint, generate,
@@ -80,12 +80,8 @@ test-clients: setup ## build, lint and test the clients in other languages
 	$(MAKE) --no-print-directory -C clients/python docs
 	$(MAKE) --no-print-directory -C clients/frameworks lint test
 	cd bench/go && go vet ./...
-	$(MAKE) --no-print-directory -C tests/openai_clients node
+	$(MAKE) --no-print-directory -C tests/openai_clients node go
 	$(BIN)/pytest -n 2 -m languages --no-cov tests/clients
-
-test-openai-go: setup ## test the HTTP API with OpenAI's client for Go, which takes a minute or more to compile
-	$(MAKE) --no-print-directory -C tests/openai_clients go
-	$(BIN)/pytest --no-cov tests/clients/test_openai_other_languages.py -k go
 
 REPLICAS_SECONDS ?= 600
 

@@ -1,7 +1,4 @@
-"""OpenAI's own clients for Node and Go against the daemon, unchanged.
-
-`make test-clients` builds Node's. Go's takes minutes to compile, so `make test-openai-go` does.
-"""
+"""OpenAI's own clients for Node and Go against the daemon. `make test-clients` builds them."""
 
 from __future__ import annotations
 
@@ -54,6 +51,6 @@ async def test_the_client_for_node(daemon: StartDaemon) -> None:
     check(await seen_by(daemon, *NODE))
 
 
-@pytest.mark.skipif(not Path(GO[0]).exists(), reason="run `make test-openai-go`")
+@pytest.mark.languages
 async def test_the_client_for_go(daemon: StartDaemon) -> None:
     check(await seen_by(daemon, *GO))

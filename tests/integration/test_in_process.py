@@ -24,7 +24,12 @@ async def test_every_rpc_runs_without_blocking_the_event_loop(
     with tempfile.TemporaryDirectory(prefix="ruvd-") as folder:
         address = f"unix:{folder}/r.sock"
         settings = Settings(
-            engine=engine, llama_threads=1, store=f"sqlite:{folder}/s.db", listen=[address]
+            engine=engine,
+            llama_threads=1,
+            store=f"sqlite:{folder}/s.db",
+            listen=[address],
+            # The process has the memory of all tests before this one, too.
+            max_memory_bytes=16 << 30,
         )
         daemon = Daemon(settings)
         running = asyncio.create_task(daemon.run())

@@ -45,7 +45,9 @@ REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 VOLATILE = {
     "create_time", "last_used_time", "expire_time", "sequence", "timings", "wall_time",
     "total_latency", "avg_session_latency", "avg_stateless_latency", "avg_latency_reduction",
-    "avg_prefill_reduction", "size_bytes",
+    "avg_prefill_reduction", "size_bytes", "memory_bytes",
+    # An administrator of the daemon sees what runs, with its tenant and ids and without its content.
+    "completions",
 }  # fmt: skip
 # The medians may differ by this factor: a busy machine makes single calls much slower.
 MOST_TIMES = 3.0
@@ -187,7 +189,9 @@ TABLE: dict[str, Callable[[Ids], Sequence[Any]]] = {
         admin_pb.ListTenantsRequest(),
         admin_pb.ListTenantsRequest(page_token=ids.history_token),
     ],
+    f"{ADMIN}ListCompletions": lambda _: [admin_pb.ListCompletionsRequest()],
     f"{ADMIN}ReloadSecrets": lambda _: [admin_pb.ReloadSecretsRequest()],
+    f"{ADMIN}ReloadSettings": lambda _: [admin_pb.ReloadSettingsRequest()],
     "/grpc.health.v1.Health/Check": lambda ids: [
         health_pb2.HealthCheckRequest(service=each) for each in _sessions(ids)
     ],
