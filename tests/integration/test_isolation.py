@@ -46,7 +46,7 @@ VOLATILE = {
     "create_time", "last_used_time", "expire_time", "sequence", "timings", "wall_time",
     "total_latency", "avg_session_latency", "avg_stateless_latency", "avg_latency_reduction",
     "avg_prefill_reduction", "size_bytes", "memory_bytes",
-    # An administrator of the daemon sees what runs, with its tenant and ids and without its content.
+    # An administrator sees all that runs, with its tenant and ids, without its content.
     "completions",
 }  # fmt: skip
 # The medians may differ by this factor: a busy machine makes single calls much slower.
