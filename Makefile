@@ -190,8 +190,9 @@ try-python: setup ## install the wheels and pinned dependencies with the Python 
 	$(PYTHON) -m venv --without-pip $(TRY)/environment
 	$(BIN)/python -m pip --python $(TRY)/environment/bin/python install --quiet --no-compile \
 	  --disable-pip-version-check --only-binary :all: --constraint $(TRY)/pins.txt $(TRY)/dist/*.whl
-	$(TRY)/environment/bin/ruvd run --engine echo --store memory -- \
-	  sh -c 'echo "Hello from Python" | $(TRY)/environment/bin/ruvd chat' | tee /dev/stderr | grep -q "Hello from"
+	answer=$$($(TRY)/environment/bin/ruvd run --engine echo --store memory -- \
+	  sh -c 'echo "Hello from Python" | $(TRY)/environment/bin/ruvd chat') \
+	  && echo "$$answer" && case $$answer in *"Hello from"*) ;; *) exit 1 ;; esac
 
 pins: setup ## update requirements*.txt from pyproject.toml (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
