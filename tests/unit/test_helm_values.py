@@ -1,4 +1,4 @@
-"""What the charts of deploy/helm say of their values and of their version. It needs no helm."""
+"""The charts of deploy/helm name their values and their version rightly. It needs no helm."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class RuvdLLM(FunctionCallingLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex wants to know of a model."""
+        """The properties of the model by which LlamaIndex divides its work."""
         return LLMMetadata(
             context_window=self.context_window,
             num_output=self.max_tokens or 256,
