@@ -173,6 +173,7 @@ async def test_tombstones_outlive_the_daemon_and_an_expired_session_is_told_befo
         await stub.EndSession(pb.EndSessionRequest(session_id="ended"))
         expired = pb.CreateSessionRequest(session_id="expired", idle_timeout=MOMENT)
         await stub.CreateSession(expired)
+        await asyncio.sleep(0.05)  # its whole idle time and more
         assert await reason(say(stub, "hi", "expired")) == "SESSION_EXPIRED"
         assert await reason(contents(stub, "expired")) == "SESSION_NOT_FOUND"
     async with daemon(*flags, *slow) as second, second.stub() as stub:
