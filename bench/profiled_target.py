@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import relay_servers as servers
-from bench.mock_upstream import MODEL
+from bench.mock_upstream import MODEL, POD_MODEL, POD_TOKENS
 from bench.relay_clients import GrpcClient, closing
 from bench.relay_targets import Case, Target
 
@@ -117,7 +117,9 @@ async def start(
     )  # fmt: skip
     await servers.until_serving(server, address, service="readiness")
     client = await stack.enter_async_context(closing(GrpcClient(address, 32, sessions=True)))
-    target = ProfiledTarget(name, server, client)
+    made = GrpcClient(address, POD_TOKENS, sessions=True, paced_model=POD_MODEL)
+    pod_client = await stack.enter_async_context(closing(made))
+    target = ProfiledTarget(name, server, client, pod_client)
     await target.warm()
     return target
 

@@ -1,7 +1,7 @@
 """Measures the CPU time of a stream in the daemon, by thread, shared object and Python package.
 
-The load is that of `bench.relay`'s case `16`: 16 streams at a time with sessions on SQLite, 32
-tokens each, from a mock that never waits. There are three parts:
+The load is that of a case of `bench.relay` with sessions on SQLite, by default `16`: 16 streams at
+a time, 32 tokens each, from a mock that never waits. There are three parts:
 
 threads  CPU time and context switches a stream of each thread, from /proc. `--tree NAME=DIR` adds
          the daemon of another checkout. All daemons run at the same time and are measured in turn,
@@ -38,7 +38,7 @@ from bench import relay_servers as servers
 from bench import runner
 from bench.machine import describe
 from bench.profiled_target import ProfiledTarget, Usage, start, thread_names
-from bench.relay_targets import Case, Run
+from bench.relay_targets import CASES, Case, Run
 from bench.report import spread
 from bench.runner import log_progress
 
@@ -144,7 +144,7 @@ def _package(path: str) -> str:
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the parts and returns their figures."""
-    case = Case(str(options.parallel), options.parallel)
+    case = next(each for each in CASES if each.name == options.case)
     trees = {_OWN: servers.ROOT, **dict(options.tree)}
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvd-profile-")))
@@ -248,7 +248,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=1.0, help="duration of a round")
     parser.add_argument("--sample-seconds", type=float, default=6.0, help="duration of a profile")
-    parser.add_argument("--parallel", type=int, default=16, help="streams at a time")
+    names = [case.name for case in CASES]
+    parser.add_argument("--case", choices=names, default="16", help="one of bench.relay's cases")
     parser.add_argument(
         "--tree",
         type=_named_tree,

@@ -12,7 +12,7 @@ import pytest
 
 from ruvd.engines.http.http1 import Http1Transport, StaleConnection
 from ruvd.engines.http.http1_connection import Connection
-from ruvd.engines.http.read_coalescing import ReadCoalescer
+from ruvd.engines.http.read_coalescing import CoalescedStream, ReadCoalescer
 from ruvd.engines.http.transport import Request, Response
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -401,3 +401,70 @@ async def test_a_body_without_chunks_is_read_in_parts_too() -> None:
 async def reading(response: Response) -> AsyncIterator[bytes]:
     while part := await response.read():
         yield part
+
+
+async def test_the_kernel_keeps_what_arrives_in_a_rest() -> None:
+    """The event loop is not woken for it. A lost connection is not delayed."""
+    few = ReadCoalescer()  # nothing rests by itself
+    woken: asyncio.Queue[None] = asyncio.Queue()
+
+    class Receiver(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.stream = CoalescedStream(lambda: woken.put_nowait(None))
+            self.received: list[bytes] = []
+            self.lost = asyncio.Event()
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.stream.connected(transport)
+
+        def data_received(self, data: bytes) -> None:
+            self.received.append(data)
+            few.data_arrived(self.stream)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.stream.disconnected()
+            self.lost.set()
+
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    server = await asyncio.start_server(lambda _, writer: accepted.put_nowait(writer), "127.0.0.1")
+    host, port = server.sockets[0].getsockname()
+    transport, receiver = await asyncio.get_running_loop().create_connection(Receiver, host, port)
+    writer = await accepted.get()
+    writer.write(b"1")
+    await woken.get()
+    receiver.stream.rest()
+    for _ in range(5):
+        writer.write(b"x")
+        await asyncio.sleep(0.001)
+    assert receiver.received == [b"1"]
+    receiver.stream.end_rest()
+    await woken.get()
+    assert receiver.received == [b"1", b"xxxxx"]
+    receiver.stream.rest()
+    writer.close()
+    await receiver.lost.wait()
+    transport.close()
+    server.close()
+
+
+async def test_answers_of_many_streams_are_whole_although_their_reads_are_put_off() -> None:
+    """Also those after the first on each connection, which may begin while its last rest lasts."""
+    answers, tokens = 3, 12
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asked(reader)
+            writer.write(CHUNKED)
+            for token in range(tokens):
+                writer.write(b"3\r\n%03d\r\n" % token)
+                await asyncio.sleep(0.002)
+            writer.write(b"0\r\n\r\n")
+
+    async def ask(transport: Http1Transport, url: str) -> None:
+        whole_text = b"".join(b"%03d" % token for token in range(tokens))
+        for _ in range(answers):
+            assert await get(transport, url) == (200, whole_text)
+
+    async with serving(handle) as (transport, url), asyncio.TaskGroup() as group:
+        for _ in range(24):
+            group.create_task(ask(transport, url))

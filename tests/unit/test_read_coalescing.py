@@ -8,9 +8,9 @@ from virtual_time import in_virtual_time
 
 from ruvd.engines.http.read_coalescing import CoalescedStream, ReadCoalescer
 
-# At most 2,000 reads a second for 40 streams.
-STREAMS = 40
-INTERVAL = 0.020
+# 1,280 reads a second for 32 streams.
+STREAMS = 32
+INTERVAL = 0.025
 
 
 class Reader:
@@ -25,7 +25,7 @@ class Reader:
         self.wakes += 1
 
     def start_answer(self) -> None:
-        self._stream.start_answer()
+        self._coalescer.start_answer(self._stream)
 
     def receive(self, count: int = 1) -> None:
         for _ in range(count):
@@ -60,65 +60,51 @@ async def test_the_first_reads_of_an_answer_are_never_delayed() -> None:
 @in_virtual_time
 async def test_the_first_read_of_an_answer_does_not_wait_for_the_end_of_the_one_before() -> None:
     reader = Reader(coalescer(STREAMS))
-    reader.receive(3)
-    assert reader.wakes == 2  # the third waits
+    reader.receive(4)
+    assert reader.wakes == 3  # the fourth waits
     reader.start_answer()
     reader.receive()
-    assert reader.wakes == 3
+    assert reader.wakes == 4
 
 
 @in_virtual_time
 async def test_with_many_streams_what_comes_within_an_interval_is_read_together() -> None:
     shared = coalescer(STREAMS)
-    readers = [Reader(shared) for _ in range(3)]
-    for reader in readers:
-        reader.receive(10)
-    await asyncio.sleep(INTERVAL * 0.9)
-    assert [reader.wakes for reader in readers] == [2, 2, 2]
-    await asyncio.sleep(INTERVAL * 0.2)
-    assert [reader.wakes for reader in readers] == [3, 3, 3]
-    # What comes after that is delayed from the last wake on.
-    readers[0].receive(5)
-    await asyncio.sleep(INTERVAL * 0.8)
-    assert readers[0].wakes == 3
-    await asyncio.sleep(INTERVAL * 0.2)
-    assert [reader.wakes for reader in readers] == [4, 3, 3]
-
-
-@in_virtual_time
-async def test_readers_that_are_due_shortly_after_one_another_are_woken_together() -> None:
-    shared = coalescer(STREAMS)
     early, late = Reader(shared), Reader(shared)
-    early.receive(2)
-    await asyncio.sleep(0.0015)
-    late.receive(2)
-    await asyncio.sleep(INTERVAL - 0.002)
-    early.receive()  # due in 0.5 ms, and the timer ticks every 2 ms
-    late.receive()
-    await asyncio.sleep(0.001)
-    assert (early.wakes, late.wakes) == (2, 2)
-    await asyncio.sleep(0.0011)
+    early.receive(5)
+    await asyncio.sleep(INTERVAL * 0.7)
+    late.receive(4)
     assert (early.wakes, late.wakes) == (3, 3)
+    await asyncio.sleep(INTERVAL * 0.2)
+    assert (early.wakes, late.wakes) == (3, 3)
+    await asyncio.sleep(INTERVAL * 0.2)
+    assert (early.wakes, late.wakes) == (4, 4)
+    # They rest again, also while nothing arrives.
+    early.receive(5)
+    await asyncio.sleep(INTERVAL * 0.8)
+    assert (early.wakes, late.wakes) == (4, 4)
+    await asyncio.sleep(INTERVAL * 0.2)
+    assert (early.wakes, late.wakes) == (5, 4)
 
 
 @in_virtual_time
-async def test_an_interval_is_never_longer_than_30_ms() -> None:
+async def test_an_interval_is_never_longer_than_50_ms() -> None:
     reader = Reader(coalescer(10_000))
-    reader.receive(3)
-    await asyncio.sleep(0.029)
-    assert reader.wakes == 2
-    await asyncio.sleep(0.0011)
+    reader.receive(4)
+    await asyncio.sleep(0.049)
     assert reader.wakes == 3
+    await asyncio.sleep(0.0011)
+    assert reader.wakes == 4
 
 
 @in_virtual_time
 async def test_after_a_pause_the_next_read_wakes_at_once() -> None:
     reader = Reader(coalescer(STREAMS))
-    reader.receive(3)
+    reader.receive(4)
     await asyncio.sleep(1)
-    assert reader.wakes == 3
-    reader.receive()
     assert reader.wakes == 4
+    reader.receive()
+    assert reader.wakes == 5
 
 
 @in_virtual_time
@@ -128,4 +114,4 @@ async def test_a_closed_coalescer_wakes_no_reader() -> None:
     reader.receive(4)
     shared.close()
     await asyncio.sleep(1)
-    assert reader.wakes == 2
+    assert reader.wakes == 3

@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True
         )
-        self._stream.start_answer()
+        self._coalescer.start_answer(self._stream)
         self._parts.clear()
         self._has_rest = False
         self._buffered_bytes = self._head_bytes = 0
@@ -167,6 +167,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
+        self._stream.connected(transport)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -202,6 +203,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._transport = None
+        self._stream.disconnected()
         self._set_active(active=False)
         if not self._is_complete:
             if self._has_head and self._ends_with_connection and error is None:
@@ -242,6 +244,7 @@ class Connection(asyncio.Protocol):
         if self._has_head:
             self._is_complete = True
             self._set_active(active=False)
+            self._stream.end_rest()
 
     def _set_active(self, *, active: bool) -> None:
         self._coalescer.active_streams += active - self._is_active
