@@ -19,6 +19,8 @@ ferrogw-told the same process; the client sends the history with each request, a
 go           a small Go server of ruvd's API (`bench/go/server`) without ruvd's promises: what the
              protocol costs compiled
 go-sessions  the same process with sessions, in memory
+grpc         a grpc.aio server that answers from memory (`bench/bare_grpc.py`), without an upstream:
+             what gRPC itself costs in Python
 naive        thirty lines of grpc.aio and httpx (`bench/naive_relay.py`) that only relay
 ruvd         `ruvd serve --engine openai` on a Unix socket, stateless completions
 tcp          the same on a loopback port

@@ -25,6 +25,7 @@ TITLES = {
     "ferrogw-told": "ferrogw, history sent by the client",
     "go": "Go server of the same API",
     "go-sessions": "Go server, sessions in memory",
+    "grpc": "grpc.aio, answers from memory",
     "naive": "naive grpc.aio",
     "ruvd": "ruvd, Unix socket",
     "tcp": "ruvd, TCP",

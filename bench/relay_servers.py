@@ -215,6 +215,17 @@ async def naive(folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str
 
 
 @asynccontextmanager
+async def bare_grpc(folder: Path, tokens: int) -> AsyncIterator[tuple[Server, str]]:
+    """Runs the server that answers from memory and yields it with its address."""
+    address = f"unix:{folder}/grpc.sock"
+    command = (
+        sys.executable, "-m", "bench.bare_grpc", "--tokens", str(tokens), "--listen", address,
+    )  # fmt: skip
+    async with running("grpc", folder, *command) as server:
+        yield server, address
+
+
+@asynccontextmanager
 async def go(program: Path, folder: Path, mock_port: int) -> AsyncIterator[tuple[Server, str]]:
     """Runs the Go server of ruvd's API and yields it with its address."""
     path = folder / "go.sock"

@@ -137,6 +137,12 @@ async def _start_grpc(
         server, address = await stack.enter_async_context(servers.naive(folder, port))
         await servers.until_serving(server, address, service=None)
         return server, address
+    if name == "grpc":
+        server, address = await stack.enter_async_context(
+            servers.bare_grpc(folder, options.tokens)
+        )
+        await servers.until_serving(server, address, service=None)
+        return server, address
     if _PROCESSES.get(name, name) == "go":
         program = await go_programs.build() / "server"
         server, address = await stack.enter_async_context(servers.go(program, folder, port))
