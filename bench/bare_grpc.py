@@ -2,8 +2,8 @@
 
 It has no upstream, no session and no check, and sends messages that were serialised before: the
 first event, the text and the last event, as few as ruvd sends when an answer arrives at once. For
-the pod's model it sends 14 deltas, as many as ruvd does, at that model's pace. No server on grpc.aio
-can be cheaper. `bench/relay.py` runs it as the target `grpc`.
+the pod's model it sends 14 deltas at that model's pace, as many as ruvd does. No server on
+grpc.aio can be cheaper. `bench/relay.py` runs it as the target `grpc`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ _TITLES = {
     "smg-history": "smg, history",
     "ferrogw": "ferrogw",
     "ferrogw-told": "ferrogw, history sent",
+    "grpc": "grpc.aio alone",
     "naive": "naive grpc.aio",
     "ruvd": "ruvd",
     "tcp": "ruvd, TCP",
@@ -100,7 +101,7 @@ def relay_rate(figures: _Figures) -> _Figures:
         return None
     plot, axes = plt.subplots(figsize=(7, 4))
     names = dict.fromkeys(name for case in cases.values() for name in case["targets"])
-    marks = {"mock": ":", "tcp": "--", "smg-history": "--", "naive": ":"}
+    marks = {"mock": ":", "tcp": "--", "smg-history": "--", "grpc": ":", "naive": ":"}
     for name in names:
         points = [
             (parallel, case["targets"][name]["streams_per_second"]["median"])

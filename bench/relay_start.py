@@ -138,9 +138,7 @@ async def _start_grpc(
         await servers.until_serving(server, address, service=None)
         return server, address
     if name == "grpc":
-        server, address = await stack.enter_async_context(
-            servers.bare_grpc(folder, options.tokens)
-        )
+        server, address = await stack.enter_async_context(servers.bare_grpc(folder, options.tokens))
         await servers.until_serving(server, address, service=None)
         return server, address
     if _PROCESSES.get(name, name) == "go":
