@@ -66,7 +66,9 @@ class Answers:
 async def serve(options: argparse.Namespace) -> None:
     server = grpc.aio.server()
     handler = grpc.unary_stream_rpc_method_handler(
-        Answers(options.tokens).complete, request_deserializer=pb.CompleteRequest.FromString
+        Answers(options.tokens).complete,
+        request_deserializer=pb.CompleteRequest.FromString,
+        response_serializer=bytes,
     )
     handlers = {"Complete": handler}
     generic = grpc.method_handlers_generic_handler("ruvd.v1.SessionService", handlers)
