@@ -19,6 +19,7 @@ from ruvd.core.tenant_statistics import TenantStatistics
 from ruvd.http.console.app import build
 from ruvd.http.console.gate import Gate
 from ruvd.http.console.sources import Sources
+from ruvd.http.scopes import ASGIApp
 from ruvd.rpc.admin.ports import MemoryUse
 from ruvd.rpc.health import Health, Readiness
 from ruvd.rpc.identity.authenticator import Authenticator
@@ -54,6 +55,11 @@ class ConsoleOfCore:
             core.clock,
         )
 
+    async def application(self, callers: Authenticator | None = None) -> ASGIApp:
+        """Returns the application of the pages."""
+        gate = Gate(callers, None, self.check_memory)
+        return await asyncio.to_thread(build, self.sources(), gate)
+
     @asynccontextmanager
     async def browser(
         self, identity: Identity | None = None, callers: Authenticator | None = None
@@ -61,8 +67,7 @@ class ConsoleOfCore:
         """Yields a client whose requests are those of the identity, or are checked by `callers`."""
         if identity:
             callers = Authenticator(socket=identity)
-        gate = Gate(callers, None, self.check_memory)
-        application = await asyncio.to_thread(build, self.sources(), gate)
+        application = await self.application(callers)
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             yield client

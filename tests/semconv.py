@@ -1,7 +1,7 @@
 """The names of OpenTelemetry's semantic conventions that ruvd uses.
 
-They are copied by hand from the conventions: RPC and GenAI from v1.41.1, the newest GenAI from the
-repository semantic-conventions-genai. All other names must begin with `ruvd.`.
+They are copied by hand from the conventions: RPC, HTTP and GenAI from v1.41.1, the newest GenAI
+from the repository semantic-conventions-genai. All other names must begin with `ruvd.`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _SAME: dict[str, tuple[str, list[float] | None]] = {
     "gen_ai.server.time_per_output_token": ("s", _EACH),
     "rpc.server.call.duration": ("s", RPC),
 }
+# Only of a daemon that serves HTTP.
+HTTP: dict[str, tuple[str, list[float] | None]] = {"http.server.request.duration": ("s", RPC)}
 V1_41_1 = _SAME | {
     "gen_ai.client.operation.duration": ("s", OPERATION),
     "gen_ai.client.operation.time_to_first_chunk": ("s", OPERATION),
@@ -39,8 +41,22 @@ _COMMON = {"error.type", "server.address", "server.port"}
 _GENAI = _COMMON | {"gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"}
 RPC_ATTRIBUTES = _COMMON | {"rpc.system.name", "rpc.method", "rpc.response.status_code"}
 RPC_SPAN_ATTRIBUTES = RPC_ATTRIBUTES | {"network.peer.address", "network.peer.port"}
+HTTP_ATTRIBUTES = {
+    "error.type", "http.request.method", "http.response.status_code", "http.route", "url.scheme",
+}  # fmt: skip
+HTTP_SPAN_ATTRIBUTES = HTTP_ATTRIBUTES | {
+    "http.request.method_original",
+    "network.peer.address",
+    "network.peer.port",
+    "network.protocol.version",
+    "url.path",
+    "url.query",
+    "user_agent.original",
+}
 # The id of a session is on spans only.
-METRIC_ATTRIBUTES = _GENAI | RPC_ATTRIBUTES | {"gen_ai.token.type", "gen_ai.token.modality"}
+METRIC_ATTRIBUTES = (
+    _GENAI | RPC_ATTRIBUTES | HTTP_ATTRIBUTES | {"gen_ai.token.type", "gen_ai.token.modality"}
+)
 GENAI_SPAN_ATTRIBUTES = _GENAI | {
     "gen_ai.conversation.id",
     "gen_ai.output.type",
@@ -63,7 +79,7 @@ CONTENT_ATTRIBUTES = {
     "gen_ai.output.messages",
     "gen_ai.tool.definitions",
 }
-SPAN_ATTRIBUTES = RPC_SPAN_ATTRIBUTES | GENAI_SPAN_ATTRIBUTES
+SPAN_ATTRIBUTES = RPC_SPAN_ATTRIBUTES | HTTP_SPAN_ATTRIBUTES | GENAI_SPAN_ATTRIBUTES
 
 
 def strangers(names: set[str], known: set[str]) -> set[str]:

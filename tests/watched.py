@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fakes import FrozenClock, ScriptedEngine
+from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
@@ -31,7 +32,8 @@ from ruvd.stores.memory import MemoryStore
 from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.dispatch import observer_of
-from ruvd.telemetry.histograms import with_attributes_on_points
+from ruvd.telemetry.histograms import Labels, with_attributes_on_points
+from ruvd.telemetry.http_spans import HttpCalls
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.metered_store import MeteredStore
@@ -63,14 +65,19 @@ class Watched:
         meters = MeterProvider([self._reader], shutdown_on_exit=False)
         self.statistics = Statistics()
         self.deferred = Deferred()
+
+        def get_meter(attributes: Labels | None) -> Meter:
+            return meters.get_meter("test", attributes=attributes)
+
         self.instruments = Instruments(
-            lambda attributes: meters.get_meter("test", attributes=attributes),
+            get_meter,
             self.deferred,
             self.conventions,
             self.provider,
             self.statistics,
         )
         self.rpcs = RpcCalls(self.tracer, self.instruments, self.deferred)
+        self.http = HttpCalls(self.tracer, get_meter, self.deferred)
         observe = observer_of(self.instruments.handlers, CompletionSpans(self.tracer).handlers)
 
         def observer(event: Event) -> None:

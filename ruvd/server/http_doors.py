@@ -79,13 +79,11 @@ async def open_doors(
     doors, settings = HttpDoors(), servers.settings
     for address in settings.http_listeners:
         app = await asyncio.to_thread(_build_openai_api, servers, address, doors.start_task)
-        doors.add("HTTP", await listen(app, address, settings, servers.security, stack))
+        doors.add("HTTP", await listen(app, address, servers, stack))
     if settings.console_listen:
         address = NamedIdentity(settings.console_listen, "", "")
         app = await asyncio.to_thread(build_console, servers, process, address)
-        listener = await listen(
-            app, address, settings, servers.security, stack, serves="serving the console"
-        )
+        listener = await listen(app, address, servers, stack, serves="serving the console")
         doors.add("console", listener)
     return doors
 
@@ -121,20 +119,22 @@ def _build_openai_api(
 async def listen(
     app: "ASGIApp",
     address: NamedIdentity,
-    settings: Settings,
-    security: Security,
+    servers: GrpcServers,
     stack: AsyncExitStack,
     *,
     serves: str = "serving HTTP",
 ) -> "HttpListener":
     """Returns the listener of an application at an address, which is bound but not served yet.
 
-    TCP addresses have the daemon's TLS. Requests of foreign web pages are refused. `serves` is
-    what the log says. Raises AddressUnavailable and FilesInvalid.
+    TCP addresses have the daemon's TLS. Requests of foreign web pages are refused, and all are
+    measured if telemetry is on. `serves` is what the log says. Raises AddressUnavailable and
+    FilesInvalid.
     """
     from ruvd.http.browser_guard import BrowserGuard
     from ruvd.http.listener import HttpListener
+    from ruvd.http.measurement import Measured
 
+    settings, security = servers.settings, servers.security
     by_tcp = not address.name.startswith("unix:")
     tls = await asyncio.to_thread(_build_tls, settings, security) if by_tcp else None
     try:
@@ -153,7 +153,10 @@ async def listen(
     if by_tcp:
         shown = f"{address.name.rpartition(':')[0]}:{bound.getsockname()[1]}"
     _log.info(serves, extra={"address": shown, "tls": tls is not None})
-    return HttpListener(BrowserGuard(app, loopback_only=is_open), bound, tls)
+    guarded: ASGIApp = BrowserGuard(app, loopback_only=is_open)
+    if servers.monitoring:
+        guarded = Measured(guarded, servers.monitoring.http)
+    return HttpListener(guarded, bound, tls)
 
 
 def _build_tls(settings: Settings, security: Security) -> "ListenerTls | None":

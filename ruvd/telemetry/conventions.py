@@ -4,8 +4,8 @@ The GenAI conventions are v1.41.1 by default. `gen_ai_latest_experimental` in
 OTEL_SEMCONV_STABILITY_OPT_IN selects the newest ones, which have a repository of their own
 (semantic-conventions-genai) and still change: their client metrics are called
 `gen_ai.client.inference.*`, tokens are counters and one histogram for each direction, and an output
-message has no finish reason. The RPC conventions are v1.41.1, a release candidate. Our own names
-begin with `ruvd.`. Units are UCUM.
+message has no finish reason. The RPC conventions are v1.41.1, a release candidate, and those of
+HTTP are stable. Our own names begin with `ruvd.`. Units are UCUM.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ FIRST_TOKEN_SECONDS = (
 )  # fmt: skip
 OUTPUT_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 RPC_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+HTTP_SECONDS = RPC_SECONDS
 # The buckets of our own metrics. A commit without a disk flush takes about a millisecond.
 COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 QUEUE_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

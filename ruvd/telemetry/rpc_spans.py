@@ -30,7 +30,7 @@ from ruvd.telemetry.instruments import Instruments
 _SERVER_ERRORS = {
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
 }  # fmt: skip
-_HEADERS = ("traceparent", "tracestate")
+TRACE_HEADERS = ("traceparent", "tracestate")
 # A shorter wait explains nothing and has no span.
 _MIN_WAIT_SECONDS = 0.005
 # The number of completions that a later RPC can link to.
@@ -55,7 +55,7 @@ class RpcCalls:
         parent = Context()
         for key, _ in metadata:
             if key == "traceparent":
-                parent = _caller(metadata)
+                parent = caller_context(metadata)
                 break
         return RpcCall(self._tracer, self._instruments, self._deferred, method[1:], parent, peer)
 
@@ -187,9 +187,9 @@ def current_ids() -> Mapping[str, str]:
     }
 
 
-def _caller(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+def caller_context(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
     """Returns a context with the caller's span, or an empty one if its headers are invalid."""
-    carrier = {k: v for k, v in metadata if k in _HEADERS and isinstance(v, str)}
+    carrier = {k: v for k, v in metadata if k in TRACE_HEADERS and isinstance(v, str)}
     return _propagator.extract(carrier, Context())
 
 

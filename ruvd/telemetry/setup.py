@@ -19,6 +19,7 @@ from ruvd.telemetry.conventions import Conventions, Provider
 from ruvd.telemetry.deferred import Deferred
 from ruvd.telemetry.dispatch import observer_of
 from ruvd.telemetry.exporters import Telemetry
+from ruvd.telemetry.http_spans import HttpCalls
 from ruvd.telemetry.instruments import Instruments
 from ruvd.telemetry.metered_engine import MeteredEngine
 from ruvd.telemetry.metered_store import MeteredStore
@@ -53,6 +54,7 @@ class Monitoring:
         )
         self._endpoint: Endpoint | None = None
         self.rpcs = RpcCalls(self._tracer, self._instruments, self._deferred)
+        self.http = HttpCalls(self._tracer, telemetry.get_meter, self._deferred)
 
     def __call__(self, event: Event) -> None:
         """Records an event."""

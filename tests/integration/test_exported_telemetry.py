@@ -15,9 +15,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 import semconv
 from collector import Collector, attributes, collecting, points
+from http_door import HTTP, base_url
 from opentelemetry import trace
 from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import TracerProvider
@@ -149,6 +151,30 @@ async def test_telemetry_goes_over_http_where_that_is_asked_for(
             await collector.span("chat")
             await collector.until(lambda: "rpc.server.call.duration" in collector.metrics)
         assert WARNING not in [line["event"] for line in d.log]
+
+
+async def test_requests_over_http_have_the_spans_of_the_conventions(
+    daemon: StartDaemon, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_to(monkeypatch, collector)
+    metadata, trace_id, caller = traced("the caller")
+    async with daemon(*ECHO, *HTTP) as d, httpx.AsyncClient(timeout=60) as http:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "private"}]}
+        url = f"{await base_url(d)}/chat/completions"
+        assert (await http.post(url, json=body, headers=dict(metadata))).status_code == 200
+        span = await collector.span("POST /v1/chat/completions")
+        chat = await collector.span("chat")
+        await collector.until(lambda: "http.server.request.duration" in collector.metrics)
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (trace_id, caller)
+    assert chat.parent_span_id == span.span_id
+    assert span.kind == span.SPAN_KIND_SERVER
+    used = attributes(span.attributes)
+    assert used["http.response.status_code"] == 200
+    assert not semconv.strangers(set(used), semconv.HTTP_SPAN_ATTRIBUTES)
+    assert "private" not in repr(collector.spans)
+    (point,) = points(collector.metrics["http.server.request.duration"])
+    assert attributes(point.attributes)["http.route"] == "/v1/chat/completions"
+    assert list(point.explicit_bounds) == semconv.RPC
 
 
 async def test_the_span_of_a_call_whose_caller_left_ends_and_so_does_its_generation(

@@ -51,6 +51,9 @@ async def everything(watched: Watched) -> None:
     ]
     with watched.rpcs.call(METHOD, (), ""):
         await collect(watched.start())
+    scope = {"method": "GET", "scheme": "http", "path": "/", "query_string": b"", "headers": ()}
+    with watched.http.call(scope | {"http_version": "1.1"}):
+        pass
     await failed(watched.start(), EngineRejected)
     watched.observer(StoreBatch(3))
     watched.instruments.count_store_error("get")
@@ -60,7 +63,7 @@ async def everything(watched: Watched) -> None:
 async def test_every_metric_is_the_conventions_or_ours(names: Any, known: str) -> None:
     watched = Watched(Conventions(names))
     await everything(watched)
-    expected = getattr(semconv, known)
+    expected = getattr(semconv, known) | semconv.HTTP
     found = watched.metrics()
     theirs = {name: metric for name, metric in found.items() if not name.startswith("ruvd.")}
     assert set(theirs) == set(expected)

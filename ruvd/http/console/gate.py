@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ruvd.http import identity, scopes
+from ruvd.http import identity, measurement, scopes
 from ruvd.http.scopes import Scope
 from ruvd.rpc import auditing
 from ruvd.rpc.identity.authenticator import Authenticator
@@ -39,6 +39,8 @@ class Gate:
         """Returns the route to a page that needs the permission for an RPC."""
 
         async def checked(request: Request) -> Response:
+            if ":path" not in path:  # which is every other path
+                measurement.note_route(request.scope, path)
             await identity.admit(self._callers, f"{_SERVICE}{rpc}", request.scope)
             return await page(request)
 

@@ -19,7 +19,7 @@ from ruvd.core.errors import (
     RuvdError,
     forget_frames,
 )
-from ruvd.http import bodies, identity
+from ruvd.http import bodies, identity, measurement
 from ruvd.http.openai.calls import Call, Rename
 from ruvd.http.openai.errors import respond_to
 from ruvd.http.refusals import ClientGone, Refused
@@ -33,6 +33,7 @@ from ruvd.rpc.wire import LARGE_BYTES
 
 _log = logging.getLogger("ruvd.http")
 _SERVICE = "/ruvd.v1.SessionService/"
+_SERVER_ERROR = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one call. A client that has gone gets no response."""
+        measurement.note_route(scope, self._name.partition(" ")[2])
         call = Call(scope, receive, send)
         try:
             await self._audited(call)
@@ -139,6 +141,8 @@ class Endpoint:
         if gate.quotas and isinstance(error, QuotaExceeded):
             await gate.quotas.refuse(error, at_once=len(call.raw) >= LARGE_BYTES)
         response = respond_to(renamed(error, call))
+        if response.status >= _SERVER_ERROR:
+            measurement.note_error(call.scope, response.headers.get("x-ruvd-reason", "INTERNAL"))
         if not call.has_begun:
             await call.send_body(
                 response.body, response.status, "application/json", response.headers
