@@ -2,14 +2,18 @@
 
 The head of a request (its first line and headers) has to come in time and has a largest size. The
 number of connections is bounded. The certificate of a TLS client is in the scope of each request,
-for the check of the caller.
+for the check of the caller. When the client goes, every request that is not answered hears of it:
+uvicorn tells only the last one of those that were sent without waiting (pipelining).
 """
 
 import asyncio
 import ssl
+from collections import deque
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from ruvd.http.request_parser import RequestParser
 
 # A bearer token may have 16 KiB.
 MAX_HEAD_BYTES = 64 << 10
@@ -35,6 +39,13 @@ class BoundedConnection(HttpToolsProtocol):
     _fields_bytes = 0  # of the first line and the headers
     _certificate = b""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._parser = RequestParser(self)
+        in_uvicorn: Any = self._parser  # where another class is declared
+        self.parser = in_uvicorn
+        self._requests: deque[RequestResponseCycle] = deque()  # in order, not all are answered
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuses the connection if there are too many, and waits for its first request."""
         super().connection_made(transport)
@@ -47,9 +58,13 @@ class BoundedConnection(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the wait for a request."""
+        """Ends the wait for a request, and tells the requests that the client has gone."""
         self._stop_timer()
         super().connection_lost(exc)
+        self._parser.close()
+        for request in self._requests:
+            request.disconnected = request.disconnected or not request.response_complete
+            request.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parses what has come. A head that is too large is refused."""
@@ -85,6 +100,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_timer()
         self._in_head = False
         super().on_headers_complete()
+        while self._requests and self._requests[0].response_complete:
+            self._requests.popleft()
+        self._requests.append(self.cycle)
 
     def _count(self, field: bytes) -> None:
         """Raises ValueError for a head that is too large, which uvicorn answers with 400."""
