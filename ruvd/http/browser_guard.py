@@ -11,7 +11,11 @@ from urllib.parse import urlsplit
 from ruvd.http import scopes
 from ruvd.http.scopes import ASGIApp, Receive, Scope, Send
 
-_TEXT = "requests of web pages of other sites are refused"
+_OF_OTHERS = "requests of web pages of other sites are refused"
+_OTHER_HOST = (
+    "the Host header names no loopback address, as that of a web page of another site would:"
+    " call 127.0.0.1 or localhost, or give the daemon identities of its callers"
+)
 
 
 class BrowserGuard:
@@ -23,19 +27,23 @@ class BrowserGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles the request, or refuses it."""
-        if scope["type"] == "http" and self._is_foreign(scope):
-            body = _TEXT.encode()
+        refusal = self._refusal(scope) if scope["type"] == "http" else ""
+        if refusal:
+            body = refusal.encode()
             headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
             await send({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
         await self._app(scope, receive, send)
 
-    def _is_foreign(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope) -> str:
+        """Returns why the request is refused, empty if it is not."""
         host, origin = scopes.header(scope, "host"), scopes.header(scope, "origin")
         if origin and _netloc(origin) != host.lower():
-            return True
-        return self._loopback_only and bool(host) and not _is_loopback(host)
+            return _OF_OTHERS
+        if self._loopback_only and host and not _is_loopback(host):
+            return _OTHER_HOST
+        return ""
 
 
 def _netloc(origin: str) -> str:

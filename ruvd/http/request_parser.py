@@ -14,7 +14,7 @@ _OFFER = (b"upgrade", b"http2-settings")
 
 
 class Connection(Protocol):
-    """What the parser calls, and what it reads of the head: httptools' callbacks in uvicorn."""
+    """A connection of uvicorn's: httptools' callbacks, and the head as they have collected it."""
 
     url: bytes
     headers: list[tuple[bytes, bytes]]

@@ -134,7 +134,7 @@ class CompletionRegistry:
 
     def knows(self, ref: CompletionRef) -> bool:
         """Whether the completion runs here, or its events are kept here."""
-        return self._find(ref) is not None
+        return self.kept(ref) is not None
 
     async def resume(
         self, ref: CompletionRef, after: int, *, is_out_of_time: Callable[[], bool] = lambda: False
@@ -143,7 +143,7 @@ class CompletionRegistry:
 
         Raises CompletionNotFound, and InvalidRequest if there are fewer than `after` events.
         """
-        completion = self._find(ref)
+        completion = self.kept(ref)
         if completion is None:
             record = await self._record(ref)
             completion = self._answered(record.completion_id)
@@ -163,7 +163,7 @@ class CompletionRegistry:
 
     async def cancel(self, ref: CompletionRef, *, keep_partial: bool) -> None:
         """Stops a completion and waits for its end. Raises CompletionNotFound."""
-        completion = self._find(ref)
+        completion = self.kept(ref)
         if completion is None:
             await self._record(ref)
             return
@@ -231,7 +231,8 @@ class CompletionRegistry:
         ended = self._ended.get(completion_id)
         return ended if ended and ended.error is None else None
 
-    def _find(self, ref: CompletionRef) -> Completion | None:
+    def kept(self, ref: CompletionRef) -> Completion | None:
+        """Returns a completion that runs here, or whose events are kept here."""
         if ref.completion_id:
             return self._running.get(ref.completion_id) or self._ended.get(ref.completion_id)
         return self._by_request.get((ref.session_id, ref.request_id))

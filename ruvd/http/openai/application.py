@@ -1,13 +1,13 @@
 """The ASGI application of OpenAI's API: its routes, each with the RPC whose permissions it has."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from ruvd.core.ports.background import StartTask
 from ruvd.http.openai.batches import FileBatches
@@ -26,10 +26,7 @@ from ruvd.http.scopes import ASGIApp
 
 Handle: TypeAlias = Callable[[Call], Awaitable[None]]
 _JSON = "application/json"
-_TEXTS = {
-    404: "there is no such operation: docs/openai-api.md has those that are supported",
-    405: "the operation has another method",
-}
+_SUPPORTED = "docs/openai-api.md has the operations that are supported"
 
 
 def build(parts: Parts, gate: Gate, start_task: StartTask) -> ASGIApp:
@@ -68,12 +65,14 @@ def build(parts: Parts, gate: Gate, start_task: StartTask) -> ASGIApp:
         ("GET", batch, "BatchComplete", batches.retrieve),
         ("POST", f"{batch}/cancel", "BatchComplete", batches.cancel),
     ]
-    routes = []
+    routes, offered = [], []
     for method, path, rpc, handle in table:
         name = f"{method} {path.replace(':path', '')}"
         endpoint = Endpoint(gate, name, rpc, handle, takes=_takes(method, path))
         routes.append(Route(path, endpoint, methods=[method]))
-    handlers: dict[Any, Any] = {HTTPException: _unknown}
+        if handle not in (responses.delete, conversations.delete_item):  # they only refuse
+            offered.append(routes[-1])
+    handlers: dict[Any, Any] = {HTTPException: _refusal_of_unknown(offered)}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
@@ -83,9 +82,19 @@ def _takes(method: str, path: str) -> str:
     return _JSON if method == "POST" and not path.endswith("/cancel") else ""
 
 
-async def _unknown(_: Request, error: HTTPException) -> Response:
-    text = _TEXTS.get(error.status_code, error.detail)
-    code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
-    response = respond_to(Refused(error.status_code, code, text, "path"))
-    headers = {**response.headers, **(error.headers or {})}
-    return Response(response.body, response.status, headers, _JSON)
+def _refusal_of_unknown(
+    offered: Sequence[Route],
+) -> Callable[[Request, HTTPException], Awaitable[Response]]:
+    async def refuse(request: Request, _: HTTPException) -> Response:
+        found = [each for each in offered if each.matches(request.scope)[0] is not Match.NONE]
+        allow = ", ".join(sorted({method for each in found for method in each.methods or ()}))
+        if allow:
+            text = f"{request.method} is not supported here, only {allow}: {_SUPPORTED}"
+            refusal = Refused(405, "method_not_allowed", text, "path", allow=allow)
+        else:
+            text = f"there is no such operation: {_SUPPORTED}"
+            refusal = Refused(404, "unknown_url", text, "path")
+        response = respond_to(refusal)
+        return Response(response.body, response.status, response.headers, _JSON)
+
+    return refuse

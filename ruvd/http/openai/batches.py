@@ -21,7 +21,7 @@ from ruvd.http.openai.calls import Call
 from ruvd.http.openai.errors import respond_to
 from ruvd.http.openai.fields import Fields
 from ruvd.http.openai.files import KEPT_SECONDS, FileStore
-from ruvd.http.openai.lists import read_limit
+from ruvd.http.openai.lists import page
 from ruvd.http.openai.parts import Parts
 from ruvd.http.openai.response_requests import read_metadata
 from ruvd.http.refusals import Refused
@@ -124,21 +124,10 @@ class FileBatches:
         await call.respond(batch.written())
 
     async def list(self, call: Call) -> None:
-        """Lists the batches, the latest first."""
-        tenant, limit, after = caller.tenant(), read_limit(call, 100), call.query.get("after", "")
+        """Lists the batches, by default the latest first."""
+        tenant = caller.tenant()
         found = [each for each in self._batches.values() if each.tenant == tenant][::-1]
-        names = [each.id for each in found]
-        start = names.index(after) + 1 if after in names else 0
-        page = found[start : start + limit]
-        await call.respond(
-            {
-                "object": "list",
-                "data": [each.written() for each in page],
-                "first_id": page[0].id if page else None,
-                "last_id": page[-1].id if page else None,
-                "has_more": start + limit < len(found),
-            }
-        )
+        await call.respond(page(call, found, 100, "batch_not_found"))
 
     async def retrieve(self, call: Call) -> None:
         """Returns a batch."""

@@ -64,7 +64,7 @@ class ChatCompletions:
     ) -> None:
         async with answered(self._parts.completions, asked) as answer:
             model = answer.started.model if answer.started else asked.options.model
-            chat = ChatAnswer(answer.id, model or self._parts.engine.model)
+            chat = ChatAnswer(answer.id, model or self._parts.engine.model, counts=wants_usage)
             headers = {}
             if asked.session_id:
                 headers[SESSION_HEADER] = call.header(SESSION_HEADER)

@@ -36,10 +36,17 @@ def usage(counted: Usage | None) -> dict[str, Any] | None:
 
 
 class ChatAnswer:
-    """Writes one answer. `id` is that of the completion, and `model` what has answered."""
+    """Writes one answer. `id` is that of the completion, and `model` what has answered.
 
-    def __init__(self, completion_id: str, model: str) -> None:
-        self._head = {"id": completion_id, "created": int(time.time()), "model": model}
+    With `counts` every chunk has a usage, which is null until the last one.
+    """
+
+    def __init__(self, completion_id: str, model: str, *, counts: bool = False) -> None:
+        self._head: dict[str, Any] = {
+            "id": completion_id, "created": int(time.time()), "model": model,
+        }  # fmt: skip
+        if counts:
+            self._head["usage"] = None
         self._text = 0  # characters that have been sent
         self._reasoning = 0
         self._arguments: list[int] = []  # by the call's number

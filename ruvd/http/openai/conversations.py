@@ -11,7 +11,7 @@ from ruvd.core.sessions.model import HistoryPage, SessionState
 from ruvd.http.openai.calls import Call
 from ruvd.http.openai.fields import Fields
 from ruvd.http.openai.items import ItemReader, message_item, written
-from ruvd.http.openai.lists import read_limit
+from ruvd.http.openai.lists import read_limit, read_order, written_page
 from ruvd.http.openai.parts import Parts
 from ruvd.http.openai.response_places import new_conversation_id
 from ruvd.http.openai.response_requests import read_metadata
@@ -25,7 +25,7 @@ from ruvd.v1 import session_service_pb2 as pb
 _MAX_LIMIT = 100
 _MAX_PAGE_BYTES = 3 << 20
 # The end of an item's id: the message's position, and a call's number after a point.
-_ITEM_ID = re.compile(r"(?:msg|rs|fc|fco)_(\d{1,12}|system)(?:\.(\d{1,6}))?")
+_ITEM_ID = re.compile(r"(?:msg|rs|fc|fco)_(\d{1,12}|system)(?:\.\d{1,6})?", re.ASCII)
 _SYSTEM = -1  # the position of the system prompt
 
 
@@ -65,7 +65,9 @@ class Conversations:
     async def update(self, call: Call) -> None:
         """Replaces the metadata."""
         fields = Fields()
-        metadata = read_metadata(fields, call.body.pop("metadata", {}))
+        if "metadata" not in call.body:
+            fields.refuse("metadata", "must be given: it replaces that of before, also if empty")
+        metadata = read_metadata(fields, call.body.pop("metadata", None))
         fields.refuse_rest(call.body, "")
         fields.raise_if_wrong()
         request = pb.UpdateSessionRequest(session_id=call.path["conversation"], labels=metadata)
@@ -94,6 +96,8 @@ class Conversations:
         conversation = ItemReader(fields).read(body.pop("items", None), "items")
         if conversation.system_prompt:
             fields.refuse("items[0].role", "a conversation has its system prompt from its creation")
+        elif not conversation.messages and not fields.violations:
+            fields.refuse("items", "must not be empty")
         fields.refuse_rest(body, "")
         fields.raise_if_wrong()
         request = pb.AppendMessagesRequest(
@@ -109,7 +113,7 @@ class Conversations:
         items = [
             item for at, each in enumerate(new.messages, first) for item in written(each, str(at))
         ]
-        await call.respond(_list(items, has_more=False))
+        await call.respond(written_page(items, has_more=False))
 
     async def list_items(self, call: Call) -> None:
         """Lists items, by default the latest first."""
@@ -129,6 +133,8 @@ class Conversations:
     async def _page(self, session_id: str, session: Session, page: "_Page") -> dict[str, Any]:
         """Returns a page of a list of items."""
         found: list[dict[str, Any]] = []
+        if page.after:
+            await self._item(session_id, session, page.after, "after")
         at = page.start(session.message_count, has_system=bool(session.system_prompt))
         step = 1 if page.ascending else -1
         last = session.message_count if page.ascending else (-2 if session.system_prompt else -1)
@@ -139,26 +145,31 @@ class Conversations:
             found += page.follow(items, at)
             at += step
         has_more = len(found) > page.limit or at != last
-        return _list(found[: page.limit], has_more=has_more)
+        return written_page(found[: page.limit], has_more=has_more)
 
     async def retrieve_item(self, call: Call) -> None:
         """Returns one item."""
         _check_sees_content()
         session_id, item_id = _session_id(call), call.path["item_id"]
         session = (await self._parts.sessions.get(session_id)).session
-        at, _ = _position(item_id, "item_id")
-        if at < session.message_count and (at != _SYSTEM or session.system_prompt):
-            _, items = await self._items(session_id, at, session.system_prompt)
-            for item in items:
-                if item["id"] == item_id:
-                    await call.respond(item)
-                    return
-        raise Refused(404, "item_not_found", "there is no such item", "item_id")
+        await call.respond(await self._item(session_id, session, item_id, "item_id"))
 
     async def delete_item(self, call: Call) -> None:
         """Refuses to delete an item: a history only grows."""
         text = "a history only grows: fork the session over gRPC, or begin a new conversation"
-        raise Refused(405, "not_supported", text, "item_id")
+        raise Refused(405, "not_supported", text, "item_id", allow="GET, HEAD")
+
+    async def _item(
+        self, session_id: str, session: Session, item_id: str, param: str
+    ) -> dict[str, Any]:
+        """Returns an item. Raises Refused if there is none of that id."""
+        at = _position(item_id, param)
+        if at < session.message_count:
+            _, items = await self._items(session_id, at, session.system_prompt)
+            for item in items:
+                if item["id"] == item_id:
+                    return item
+        raise _no_item(param)
 
     async def _items(
         self, session_id: str, at: int, system_prompt: str
@@ -184,7 +195,7 @@ class _Page:
     def start(self, count: int, *, has_system: bool) -> int:
         """Returns the position of the first message."""
         if self.after:
-            return min(_position(self.after, "after")[0], count - 1)
+            return _position(self.after, "after")
         if self.ascending:
             return _SYSTEM if has_system else 0
         return count - 1
@@ -192,35 +203,25 @@ class _Page:
     def follow(self, items: list[dict[str, Any]], at: int) -> list[dict[str, Any]]:
         """Returns those of a message's items that belong to the page, in its order."""
         items = items if self.ascending else items[::-1]
-        if not self.after or _position(self.after, "after")[0] != at:
-            return items
         ids = [item["id"] for item in items]
         return items[ids.index(self.after) + 1 :] if self.after in ids else items
 
 
 def _read_page(call: Call) -> _Page:
-    query = call.query
-    limit, order = read_limit(call, _MAX_LIMIT), query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise Refused(400, "invalid_request", "must be asc or desc", "order")
-    return _Page(order == "asc", limit, query.get("after", ""))
+    limit, ascending = read_limit(call, _MAX_LIMIT), read_order(call) == "asc"
+    return _Page(ascending, limit, call.query.get("after", ""))
 
 
-def _position(item_id: str, param: str) -> tuple[int, str]:
+def _position(item_id: str, param: str) -> int:
+    """Returns the position of an item's message. Raises Refused."""
     found = _ITEM_ID.fullmatch(item_id)
     if found is None:
-        raise Refused(404, "item_not_found", "there is no such item", param)
-    return (_SYSTEM if found[1] == "system" else int(found[1])), found[2] or ""
+        raise _no_item(param)
+    return _SYSTEM if found[1] == "system" else int(found[1])
 
 
-def _list(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": items,
-        "first_id": items[0]["id"] if items else None,
-        "last_id": items[-1]["id"] if items else None,
-        "has_more": has_more,
-    }
+def _no_item(param: str) -> Refused:
+    return Refused(404, "item_not_found", "there is no such item", param)
 
 
 def _session_id(call: Call) -> str:

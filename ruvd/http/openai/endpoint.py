@@ -132,6 +132,10 @@ class Endpoint:
         if kind != self._takes:
             text = f"the content-type must be {self._takes}"
             raise Refused(415, "unsupported_media_type", text)
+        encoding = call.header("content-encoding").strip().lower()
+        if encoding not in ("", "identity"):
+            text = "the body must not be compressed (content-encoding)"
+            raise Refused(415, "unsupported_media_type", text)
 
     async def _refuse(self, call: Call, error: Exception) -> None:
         if not isinstance(error, RuvdError):

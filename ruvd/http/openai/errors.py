@@ -93,6 +93,8 @@ def respond_to(error: BaseException) -> ErrorResponse:
     if isinstance(error, Refused):
         status, code, text = error.status, error.code, error.violations[0].description
     response = _response(status, code, text, param)
+    if isinstance(error, Refused) and error.allow:
+        response.headers["allow"] = error.allow
     response.headers["x-ruvd-reason"] = error.reason()
     seconds = error.retry_after_seconds
     if seconds is not None and not math.isnan(seconds):

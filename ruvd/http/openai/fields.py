@@ -55,6 +55,8 @@ class Fields:
                 number = math.inf
             if math.isfinite(number):
                 return number
+            self.refuse(path, "must be a finite number of double precision")
+            return None
         self.refuse(path, f"must be a number, not {kind(value)}")
         return None
 

@@ -1,15 +1,14 @@
 """`/v1/files`: the files of batches."""
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ruvd.http.openai.calls import Call
 from ruvd.http.openai.files import FileStore, StoredFile
-from ruvd.http.openai.lists import read_limit
+from ruvd.http.openai.lists import page
 from ruvd.http.refusals import Refused
 from ruvd.rpc.identity import caller
 
@@ -35,16 +34,11 @@ class Files:
         await call.respond(stored.written())
 
     async def list(self, call: Call) -> None:
-        """Lists the files, the latest first."""
+        """Lists the files, by default the latest first."""
         files = self._store.of(caller.tenant())
-        found = call.query
-        if purpose := found.get("purpose"):
+        if purpose := call.query.get("purpose"):
             files = [each for each in files if each.purpose == purpose]
-        limit = read_limit(call, 10_000)
-        ids = [each.id for each in files]
-        start = ids.index(found["after"]) + 1 if found.get("after") in ids else 0
-        page = files[start : start + limit]
-        await call.respond(_listed(page, has_more=start + limit < len(files)))
+        await call.respond(page(call, files, 10_000, "file_not_found"))
 
     async def retrieve(self, call: Call) -> None:
         """Returns a file without its content."""
@@ -62,16 +56,6 @@ class Files:
 
     def _find(self, call: Call) -> StoredFile:
         return self._store.get(caller.tenant(), call.path["file_id"])
-
-
-def _listed(files: Sequence[StoredFile], *, has_more: bool) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": [each.written() for each in files],
-        "first_id": files[0].id if files else None,
-        "last_id": files[-1].id if files else None,
-        "has_more": has_more,
-    }
 
 
 async def _read_form(call: Call) -> tuple[str, str, bytes]:

@@ -68,6 +68,7 @@ def read_conversation(fields: Fields, value: Any, path: str) -> Conversation:
 
 def _system(fields: Fields, given: dict[str, Any], path: str) -> str:
     text = content(fields, given.pop("content", None), join(path, "content"))
+    _refuse_name(fields, given, path)
     fields.refuse_rest(given, path)
     return text
 
@@ -83,9 +84,17 @@ def _message(
     elif role == pb.ROLE_TOOL:
         call_id = fields.text(given.pop("tool_call_id", None), join(path, "tool_call_id"))
         message.tool_call_id = call_id
+        # The name of the function, which its call has.
+        fields.optional(given, "name", path, fields.text)
     message.content = content(fields, given.pop("content", None), join(path, "content"))
+    _refuse_name(fields, given, path)
     fields.refuse_rest(given, path)
     return message
+
+
+def _refuse_name(fields: Fields, given: dict[str, Any], path: str) -> None:
+    if given.pop("name", None) not in (None, ""):
+        fields.refuse(join(path, "name"), "is not supported; put who speaks into the content")
 
 
 def _assistant(fields: Fields, message: pb.Message, given: dict[str, Any], path: str) -> None:

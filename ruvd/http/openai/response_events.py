@@ -87,9 +87,9 @@ class ResponseEvents:
         for number, each in enumerate(self._events(event.event)):
             yield {**each, "sequence_number": event.sequence * STRIDE + min(number, STRIDE - 1)}
 
-    def failed(self, error: Event, last_sequence: int) -> Event:
+    def failed(self, error: Event, last_sequence: int, status: str) -> Event:
         """Returns the event of a failure after the last event of the completion."""
-        response = self._response("failed", [], None) | {"error": error}
+        response = self._response(status, [], None) | {"error": error}
         number = (last_sequence + 1) * STRIDE
         return {"type": "response.failed", "response": response, "sequence_number": number}
 

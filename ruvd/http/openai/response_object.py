@@ -107,7 +107,7 @@ def write(
         **facts.echo,
         "id": given_id,
         "object": "response",
-        "created_at": facts.created_at,
+        "created_at": int(facts.created_at),
         "status": status,
         "background": facts.background,
         "conversation": {"id": facts.conversation} if facts.conversation else None,

@@ -58,7 +58,7 @@ class ResponsePlaces:
         found = await self._parts.sessions.completed_in(scoped_id(completion_id(previous)))
         if found is None or found[1].finished is None:
             text = "there is no such response: it has not completed, or its session is gone"
-            raise Refused(404, "previous_response_not_found", text, "previous_response_id")
+            raise Refused(400, "previous_response_not_found", text, "previous_response_id")
         parent, count = found[0], found[1].finished.exchange_count
         if request_id and await self._is_repeat(parent, request_id):
             yield Place(tenants.own(parent), exists=True)

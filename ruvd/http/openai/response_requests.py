@@ -32,6 +32,8 @@ _ONLY: Only = {
 }
 _ECHOED = ("instructions", "tools", "tool_choice", "temperature", "top_p", "max_output_tokens",
            "parallel_tool_calls", "text", "reasoning", "truncation")  # fmt: skip
+# A new conversation for an id that got lost would have none of the history.
+_EMPTY = "must not be empty; leave it out for a new conversation"
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
 _PATHS = (
     (re.compile(r"^options\.tool_choice\.function"), "tool_choice.name"),
@@ -90,7 +92,10 @@ def read_response(fields: Fields, body: dict[str, Any]) -> ResponseRequest:
     prompts = [each for each in (instructions, conversation.system_prompt) if each]
     asked.system_prompt = "\n\n".join(prompts)
     asked.conversation = _read_conversation(fields, body.pop("conversation", None))
-    asked.previous = fields.optional(body, "previous_response_id", "", fields.text) or ""
+    previous = fields.optional(body, "previous_response_id", "", fields.text)
+    if previous == "":
+        fields.refuse("previous_response_id", _EMPTY)
+    asked.previous = previous or ""
     store = fields.optional(body, "store", "", fields.flag)
     asked.store = store is not False
     asked.stream = bool(fields.optional(body, "stream", "", fields.flag))
@@ -119,12 +124,14 @@ def read_metadata(fields: Fields, value: Any) -> dict[str, str]:
 def _read_conversation(fields: Fields, value: Any) -> str:
     if value is None:
         return ""
+    path = "conversation"
     if isinstance(value, dict):
-        given = fields.object(value, "conversation")
-        found = fields.text(given.pop("id", None), "conversation.id")
+        given = fields.object(value, path)
+        path, value = "conversation.id", given.pop("id", None)
         fields.refuse_rest(given, "conversation")
-        return found
-    return fields.text(value, "conversation")
+    if value == "":
+        fields.refuse(path, _EMPTY)
+    return fields.text(value, path)
 
 
 def _check_place(fields: Fields, asked: ResponseRequest) -> None:

@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from ruvd.core import tenants
 from ruvd.core.completions.completion import CompletionRef
-from ruvd.core.errors import CompletionNotFound, RuvdError
+from ruvd.core.errors import CompletionCancelled, CompletionNotFound, RuvdError
 from ruvd.core.model import CompletionEvent, Finished
 from ruvd.http.openai import response_object
 from ruvd.http.openai.calls import Call
@@ -25,7 +25,7 @@ from ruvd.http.refusals import Refused
 from ruvd.rpc.identity.caller import scoped_id
 from ruvd.v1 import session_service_pb2 as pb
 
-_MAX_NUMBER = 2**62
+_MAX_DIGITS = 18
 
 
 class Responses:
@@ -86,12 +86,12 @@ class Responses:
         given, query = call.path["response_id"], call.query
         ref = CompletionRef(completion_id=scoped_id(completion_id(given)))
         facts = await self._facts(ref.completion_id)
-        if query.get("stream", "false") == "true":
-            after = query.get("starting_after", "")
-            if after and not (after.isascii() and after.isdigit() and int(after) < _MAX_NUMBER):
-                raise Refused(400, "invalid_request", "must be a number", "starting_after")
+        if _read_flag(query, "stream"):
+            after = _read_number(query, "starting_after")
+            if not facts.is_running():
+                await self._outcome(facts, ref)
             async with aclosing(self._parts.completions.resume(ref, 0)) as events:
-                await self._send(call, given, facts, events, after=int(after or -1))
+                await self._send(call, given, facts, events, after=after)
             return
         if facts.is_running():
             status = response_object.write(given, facts, "in_progress", [], None)
@@ -109,10 +109,31 @@ class Responses:
 
     async def delete(self, call: Call) -> None:
         """Refuses to delete a response, which is a turn of its session."""
-        text = "a response is a turn of its conversation: delete that one (/v1/conversations)"
-        raise Refused(405, "not_supported", text, "response_id")
+        ref = CompletionRef(completion_id=scoped_id(completion_id(call.path["response_id"])))
+        facts = await self._facts(ref.completion_id)
+        if not facts.is_running():
+            await self._outcome(facts, ref)
+        text = "a response that is not stored is not deleted: it is forgotten by itself"
+        if facts.conversation:
+            text = (
+                "a response is a turn of its conversation, which is deleted as a whole:"
+                f" DELETE /v1/conversations/{facts.conversation}"
+            )
+        raise Refused(405, "not_supported", text, "response_id", allow="GET, HEAD")
 
     async def _ended(self, given: str, facts: ResponseFacts, ref: CompletionRef) -> dict[str, Any]:
+        outcome = await self._outcome(facts, ref)
+        if isinstance(outcome, Finished):
+            return _whole(given, facts, outcome)
+        response = response_object.write(given, facts, _status(outcome), [], None)
+        return response | {"error": _error(outcome)}
+
+    async def _outcome(self, facts: ResponseFacts, ref: CompletionRef) -> Finished | RuvdError:
+        """Waits for the end of a response, and returns its answer or why it has failed.
+
+        Raises CompletionNotFound. An answer goes with its conversation, while its events are kept
+        for a while.
+        """
         finished: Finished | None = None
         try:
             async with aclosing(self._parts.completions.resume(ref, 0)) as events:
@@ -122,12 +143,12 @@ class Responses:
         except CompletionNotFound:
             raise
         except RuvdError as error:
-            status = "cancelled" if error.reason() == "COMPLETION_CANCELLED" else "failed"
-            response = response_object.write(given, facts, status, [], None)
-            return response | {"error": _error(error)}
+            return error
         if finished is None:
             raise CompletionNotFound("the response's answer is not kept any more")
-        return _whole(given, facts, finished)
+        if facts.conversation and not await self._parts.sessions.completed_in(ref.completion_id):
+            raise CompletionNotFound("the response's conversation has been deleted, or has expired")
+        return finished
 
     async def _facts(self, scoped: str) -> ResponseFacts:
         """Returns what is known of a response beside its answer. Raises CompletionNotFound."""
@@ -135,8 +156,11 @@ class Responses:
             return facts
         found = await self._parts.sessions.completed_in(scoped)
         if found is None:
-            if self._parts.completions.knows(CompletionRef(completion_id=scoped)):
-                return ResponseFacts(model=self._parts.engine.model)
+            if completion := self._parts.completions.kept(CompletionRef(completion_id=scoped)):
+                conversation = tenants.own(completion.session_id)
+                facts = ResponseFacts(model=self._parts.engine.model, conversation=conversation)
+                facts.watch(completion)
+                return facts
             raise CompletionNotFound("there is no such response, or it is not kept any more")
         session = (await self._parts.sessions.get(found[0])).session
         model = session.model or self._parts.engine.model
@@ -171,7 +195,7 @@ class Responses:
                         await call.write(each, each["type"])
         except Exception as error:
             if call.has_begun or last:
-                failure = made.failed(_error(error), last)
+                failure = made.failed(_error(error), last, _status(error))
                 await call.write(failure, failure["type"])
             raise
         if not call.has_begun:
@@ -195,6 +219,27 @@ async def _from_start(answer: Answer) -> AsyncIterator[CompletionEvent]:
 def _whole(given: str, facts: ResponseFacts, finished: Finished) -> dict[str, Any]:
     output = written(finished.message, response_object.item_name(given))
     return response_object.write(given, facts, "", output, finished)
+
+
+def _status(error: Exception) -> str:
+    return "cancelled" if isinstance(error, CompletionCancelled) else "failed"
+
+
+def _read_flag(query: Mapping[str, str], name: str) -> bool:
+    word = query.get(name, "").lower()
+    if word not in ("", "true", "1", "false", "0"):
+        raise Refused(400, "invalid_request", "must be true or false", name)
+    return word in ("true", "1")
+
+
+def _read_number(query: Mapping[str, str], name: str) -> int:
+    """Returns a number of the query, -1 for none."""
+    text = query.get(name, "")
+    if not text:
+        return -1
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        raise Refused(400, "invalid_request", "must be a sequence_number", name)
+    return int(text)
 
 
 def _error(error: Exception) -> dict[str, Any]:
