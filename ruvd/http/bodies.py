@@ -70,7 +70,8 @@ def _parse(body: bytes) -> dict[str, Any]:
         if count > MAX_ELEMENTS:
             raise _wrong(f"has more than {MAX_ELEMENTS} values")
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        # json would take UTF-16 and UTF-32, too, whose values cannot be counted as above.
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except RecursionError:
         raise _wrong("is nested too deeply") from None
     except ValueError as error:  # also bytes that are no UTF-8

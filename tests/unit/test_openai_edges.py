@@ -215,3 +215,38 @@ async def test_chunks_have_an_empty_usage_before_the_one_that_has_it() -> None:
     assert [chunk["usage"] is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
     answer = await door.chat(user("q"), stream=True)
     assert not any("usage" in json.loads(each) for each in events(answer)[:-1])
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{f"k{n}": "v" for n in range(17)}, {"k" * 65: "v"}, {"k": "v" * 513}],
+)
+async def test_metadata_that_stay_in_memory_have_openais_limits(metadata: dict[str, str]) -> None:
+    door = Door()
+    answer = await door.post("/responses", model="m", input="q", metadata=metadata)
+    assert refused(answer, 400)["param"].startswith("metadata")
+    body = {"input_file_id": await upload(door), "endpoint": "/v1/chat/completions"}
+    answer = await door.post("/batches", completion_window="24h", metadata=metadata, **body)
+    assert refused(answer, 400)["param"].startswith("metadata")
+    most = {f"k{n}": "v" * 512 for n in range(16)}
+    assert (await made(door, metadata=most))["metadata"] == most
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+async def test_json_is_utf_8_and_not_more(encoding: str) -> None:
+    content = json.dumps({"model": "m", "messages": [user("é")]}, ensure_ascii=False)
+    headers = {"content-type": "application/json"}
+    door = Door()
+    answer = await door.http.post(
+        "/chat/completions", content=content.encode(encoding), headers=headers
+    )
+    refused(answer, 400, "body")
+    for known in ("utf-8", "utf-8-sig"):
+        answer = await door.http.post(
+            "/chat/completions", content=content.encode(known), headers=headers
+        )
+        assert answer.status_code == 200
+
+
+async def test_the_name_of_a_model_is_short() -> None:
+    refused(await Door().post("/responses", model="m" * 10_000, input="q"), 400, "model")

@@ -23,7 +23,7 @@ from ruvd.http.openai.fields import Fields
 from ruvd.http.openai.files import KEPT_SECONDS, FileStore
 from ruvd.http.openai.lists import page
 from ruvd.http.openai.parts import Parts
-from ruvd.http.openai.response_requests import read_metadata
+from ruvd.http.openai.response_requests import read_bounded_metadata
 from ruvd.http.refusals import Refused
 from ruvd.rpc import auditing
 from ruvd.rpc.identity import caller
@@ -111,7 +111,7 @@ class FileBatches:
         if endpoint != ENDPOINT:
             fields.refuse("endpoint", f"must be {ENDPOINT}")
         fields.choice(body.pop("completion_window", None), "completion_window", ("24h",))
-        metadata = read_metadata(fields, body.pop("metadata", None))
+        metadata = read_bounded_metadata(fields, body.pop("metadata", None))
         fields.refuse_rest(body, "")
         fields.raise_if_wrong()
         content = self._files.get(caller.tenant(), file_id, "input_file_id").content

@@ -34,6 +34,7 @@ _ECHOED = ("instructions", "tools", "tool_choice", "temperature", "top_p", "max_
            "parallel_tool_calls", "text", "reasoning", "truncation")  # fmt: skip
 # A new conversation for an id that got lost would have none of the history.
 _EMPTY = "must not be empty; leave it out for a new conversation"
+_MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
 _PATHS = (
     (re.compile(r"^options\.tool_choice\.function"), "tool_choice.name"),
@@ -100,7 +101,7 @@ def read_response(fields: Fields, body: dict[str, Any]) -> ResponseRequest:
     asked.store = store is not False
     asked.stream = bool(fields.optional(body, "stream", "", fields.flag))
     asked.background = bool(fields.optional(body, "background", "", fields.flag))
-    asked.metadata = read_metadata(fields, body.pop("metadata", None))
+    asked.metadata = read_bounded_metadata(fields, body.pop("metadata", None))
     _check_place(fields, asked)
     _read_stream_options(fields, body.pop("stream_options", None))
     reader.read_common()
@@ -119,6 +120,18 @@ def read_metadata(fields: Fields, value: Any) -> dict[str, str]:
     metadata = fields.object(value, "metadata")
     return {key: fields.text(each, f"metadata.{key[:100]}") for key, each in metadata.items()
             if fields.text(key, "metadata") == key}  # fmt: skip
+
+
+def read_bounded_metadata(fields: Fields, value: Any) -> dict[str, str]:
+    """Reads metadata that stay in memory. They have the limits of OpenAI's API."""
+    metadata = read_metadata(fields, value)
+    if len(metadata) > _MAX_PAIRS:
+        fields.refuse("metadata", f"may have at most {_MAX_PAIRS} pairs")
+    for key, each in metadata.items():
+        if len(key) > _MAX_KEY or len(each) > _MAX_VALUE:
+            text = f"may have at most {_MAX_KEY} characters, and its value {_MAX_VALUE}"
+            fields.refuse(f"metadata.{key[:100]}", text)
+    return metadata
 
 
 def _read_conversation(fields: Fields, value: Any) -> str:
