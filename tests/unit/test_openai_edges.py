@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from core import settle
+from fakes import done
 from openai_door import Door, assistant, error, events, user
 
-from ruvd.core.ports.engine import EngineText
+from ruvd.core.model import FinishReason, ToolCallDelta
+from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
 
 
 async def made(door: Door, **body: Any) -> dict[str, Any]:
@@ -250,3 +252,54 @@ async def test_json_is_utf_8_and_not_more(encoding: str) -> None:
 
 async def test_the_name_of_a_model_is_short() -> None:
     refused(await Door().post("/responses", model="m" * 10_000, input="q"), 400, "model")
+
+
+async def test_what_an_engine_says_in_turns_is_streamed_once_and_into_the_same_items() -> None:
+    door = Door()
+    door.answers(
+        ToolCallDelta(0, "c0", "look", '{"a"'), EngineText("one "), EngineReasoning("hm "),
+        ToolCallDelta(1, "c1", "look", "{}"), ToolCallDelta(0, arguments=": 1}"),
+        EngineText("two"), EngineReasoning("so"), EngineDone(FinishReason.TOOL_CALLS, done().usage),
+    )  # fmt: skip
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object"}}
+    answer = await door.post("/responses", model="m", input="q", tools=[tool], stream=True)
+    told = [json.loads(each) for each in events(answer)]
+    grown: dict[str, str] = {}
+    for each in told:
+        if each["type"].endswith(".delta"):
+            grown[each["item_id"]] = grown.get(each["item_id"], "") + each["delta"]
+    output = told[-1]["response"]["output"]
+    assert grown == {
+        item["id"]: item["arguments"] if "arguments" in item else item["content"][0]["text"]
+        for item in output
+    }
+    added = [each for each in told if each["type"] == "response.output_item.added"]
+    assert [each["item"]["id"] for each in added] == [item["id"] for item in output]
+    assert [each["output_index"] for each in added] == [0, 1, 2, 3]
+    last_done = {
+        each["output_index"]: each["item"]
+        for each in told
+        if each["type"] == "response.output_item.done"
+    }
+    assert [last_done[index] for index in range(4)] == output
+    again = await door.http.get(f"/responses/{told[0]['response']['id']}?stream=true")
+    assert [
+        (each["type"], each["sequence_number"], each.get("delta"))
+        for each in map(json.loads, events(again))
+    ] == [(each["type"], each["sequence_number"], each.get("delta")) for each in told]
+
+
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [([], ["message"]), ([EngineReasoning("hm")], ["reasoning", "message"])],
+)
+async def test_an_answer_that_says_nothing_has_the_items_that_were_added(
+    said: list[Any], kinds: list[str]
+) -> None:
+    door = Door()
+    door.answers(*said, done())
+    answer = await door.post("/responses", model="m", input="q", stream=True)
+    told = [json.loads(each) for each in events(answer)]
+    finished = [each["item"] for each in told if each["type"] == "response.output_item.done"]
+    assert finished == told[-1]["response"]["output"]
+    assert [item["type"] for item in finished] == kinds

@@ -78,8 +78,8 @@ class ResponseEvents:
     ) -> None:
         self._name = name
         self._response = response
-        self._items: list[_Item] = []
-        self._is_open = False
+        self._items: dict[str, _Item] = {}  # by their ids, in their order
+        self._open: _Item | None = None
         self._has_begun = False
 
     def events(self, event: CompletionEvent) -> Iterator[Event]:
@@ -117,15 +117,17 @@ class ResponseEvents:
     def _grow(
         self, kind: str, item_id: str, text: str, call: ToolCallDelta | None = None
     ) -> Iterator[Event]:
-        item = self._items[-1] if self._items and self._is_open else None
-        if item is None or item.id != item_id:
+        item = self._items.get(item_id)
+        if item is None:
             yield from self._close()
             item = _Item(kind, item_id, len(self._items), call)
-            self._items.append(item)
-            self._is_open = True
+            self._items[item_id] = item
             yield _added(item, "added", "in_progress")
             if kind != "call":
                 yield {"type": "response.content_part.added", **item.place, "part": item.part("")}
+        elif item is not self._open:
+            yield from self._close()  # an engine goes on with an item that another has followed
+        self._open = item
         if text:
             item.pieces.append(text)
             delta = {"type": f"{_DELTAS[kind]}.delta", **item.place, "delta": text}
@@ -136,10 +138,10 @@ class ResponseEvents:
 
     def _close(self) -> Iterator[Event]:
         """Ends the item that is growing."""
-        if not self._is_open:
+        item, self._open = self._open, None
+        if item is None:
             return
-        self._is_open = False
-        item, text = self._items[-1], self._items[-1].text
+        text = item.text
         done: Event = {"type": f"{_DELTAS[item.kind]}.done", **item.place}
         if item.call is not None:
             yield done | {"arguments": text, "name": item.call.name}
@@ -152,17 +154,21 @@ class ResponseEvents:
         yield from self._missed(finished.message)
         yield from self._close()
         output = written(finished.message, self._name)
+        output.sort(key=lambda item: self._items[item["id"]].index)  # as they were added
         response = self._response("", output, finished)
         yield {"type": f"response.{response['status']}", "response": response}
 
     def _missed(self, message: Message) -> Iterator[Event]:
         """Yields what the events did not have: those of a repeated call, or of a slow reader."""
-        known = {item.id: len(item.text) for item in self._items}
+        known = {item.id: len(item.text) for item in self._items.values()}
         for kind, item_id, text in (
             ("reasoning", f"rs_{self._name}", message.reasoning),
             ("text", f"msg_{self._name}", message.content),
         ):
-            if rest := text[known.get(item_id, 0) :]:
+            rest = text[known.get(item_id, 0) :]
+            # An answer that says nothing and calls nothing has an item with an empty text.
+            is_empty = kind == "text" and item_id not in known and not message.tool_calls
+            if rest or is_empty:
                 yield from self._grow(kind, item_id, rest)
         for index, call in enumerate(message.tool_calls):
             item_id = call_item_id(self._name, index)
