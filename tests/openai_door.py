@@ -15,6 +15,7 @@ from ruvd.core.ports.background import start_unsupervised
 from ruvd.http.openai.application import build
 from ruvd.http.openai.endpoint import Gate
 from ruvd.http.openai.parts import Parts
+from ruvd.rpc.ports import CallAudit
 from ruvd.rpc.validation import RequestLimits
 from ruvd.server.memory_budget import MemoryBudget
 
@@ -27,6 +28,7 @@ class Door:
 
     core: Core = field(default_factory=Core)
     memory_bytes: int = 1 << 32
+    audit: CallAudit | None = None
 
     def __post_init__(self) -> None:
         core = self.core
@@ -38,7 +40,7 @@ class Door:
         )  # fmt: skip
         memory = MemoryBudget(self.memory_bytes, MAX_REQUEST_BYTES, on_change=lambda _: None)
         self.app = build(
-            parts, Gate(None, memory, None, None, MAX_REQUEST_BYTES), start_unsupervised
+            parts, Gate(None, memory, None, self.audit, MAX_REQUEST_BYTES), start_unsupervised
         )
         transport = httpx.ASGITransport(app=self.app)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost/v1")

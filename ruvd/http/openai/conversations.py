@@ -56,7 +56,9 @@ class Conversations:
         auditing.note_request(request)
         call.rename = _rename(conversation.positions)
         new = requests.create_session(request, self._parts.limits, self._parts.policy)
-        await call.respond(_written(await self._parts.commands.create(new)))
+        state = await self._parts.commands.create(new)
+        auditing.note_request(pb.GetSessionRequest(session_id=tenants.own(state.session.id)))
+        await call.respond(_written(state))
 
     async def retrieve(self, call: Call) -> None:
         """Returns a conversation."""
@@ -72,6 +74,7 @@ class Conversations:
         fields.raise_if_wrong()
         request = pb.UpdateSessionRequest(session_id=call.path["conversation"], labels=metadata)
         request.update_mask.paths.append("labels")
+        auditing.note_request(request)
         call.rename = _rename([])
         session_id, changes = requests.update_session(
             request, self._parts.limits, self._parts.policy
@@ -156,6 +159,7 @@ class Conversations:
 
     async def delete_item(self, call: Call) -> None:
         """Refuses to delete an item: a history only grows."""
+        _session_id(call)
         text = "a history only grows: fork the session over gRPC, or begin a new conversation"
         raise Refused(405, "not_supported", text, "item_id", allow="GET, HEAD")
 

@@ -22,6 +22,7 @@ from ruvd.http.openai.response_object import KnownResponses, ResponseFacts, comp
 from ruvd.http.openai.response_places import Place, ResponsePlaces, new_conversation_id
 from ruvd.http.openai.response_requests import ResponseRequest, read_response
 from ruvd.http.refusals import Refused
+from ruvd.rpc import auditing
 from ruvd.rpc.identity.caller import scoped_id
 from ruvd.v1 import session_service_pb2 as pb
 
@@ -84,7 +85,7 @@ class Responses:
     async def retrieve(self, call: Call) -> None:
         """Returns a response, or its events after the last one that the client has."""
         given, query = call.path["response_id"], call.query
-        ref = CompletionRef(completion_id=scoped_id(completion_id(given)))
+        ref = _ref(call)
         facts = await self._facts(ref.completion_id)
         if _read_flag(query, "stream"):
             after = _read_number(query, "starting_after")
@@ -101,15 +102,14 @@ class Responses:
 
     async def cancel(self, call: Call) -> None:
         """Cancels a response that is being made."""
-        given = call.path["response_id"]
-        ref = CompletionRef(completion_id=scoped_id(completion_id(given)))
+        given, ref = call.path["response_id"], _ref(call)
         facts = await self._facts(ref.completion_id)
         await self._parts.completions.cancel(ref, keep_partial=False)
         await call.respond(await self._ended(given, facts, ref))
 
     async def delete(self, call: Call) -> None:
         """Refuses to delete a response, which is a turn of its session."""
-        ref = CompletionRef(completion_id=scoped_id(completion_id(call.path["response_id"])))
+        ref = _ref(call)
         facts = await self._facts(ref.completion_id)
         if not facts.is_running():
             await self._outcome(facts, ref)
@@ -201,6 +201,12 @@ class Responses:
         if not call.has_begun:
             await call.begin_stream(headers)
         await call.end_stream()
+
+
+def _ref(call: Call) -> CompletionRef:
+    request = pb.ResumeCompletionRequest(completion_id=completion_id(call.path["response_id"]))
+    auditing.note_request(request)
+    return CompletionRef(completion_id=scoped_id(request.completion_id))
 
 
 def _place(asked: ResponseRequest, request_id: str) -> Place:
