@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from core import settle
+from core import Core, settle
 from fakes import done
 from openai_door import Door, assistant, error, events, user
 
-from ruvd.core.model import FinishReason, ToolCallDelta
+from ruvd.core.errors import StoreUnavailable
+from ruvd.core.model import FinishReason, IdempotencyRecord, ToolCallDelta
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
+from ruvd.stores.memory import MemoryStore
 
 
 async def made(door: Door, **body: Any) -> dict[str, Any]:
@@ -303,3 +305,33 @@ async def test_an_answer_that_says_nothing_has_the_items_that_were_added(
     finished = [each["item"] for each in told if each["type"] == "response.output_item.done"]
     assert finished == told[-1]["response"]["output"]
     assert [item["type"] for item in finished] == kinds
+
+
+class DownStore(MemoryStore):
+    """A store that can be taken down."""
+
+    is_down = False
+
+    async def completion(self, completion_id: str) -> tuple[str, IdempotencyRecord] | None:
+        if self.is_down:
+            raise StoreUnavailable("the disk is gone")
+        return await super().completion(completion_id)
+
+
+async def test_a_response_has_not_failed_because_the_store_is_down() -> None:
+    store = DownStore()
+    door = Door(Core(store=store))
+    path = f"/responses/{(await made(door))['id']}"
+    for seconds in (0, 3600):  # its events are still kept, and then they are not
+        door.core.clock.advance(seconds)
+        await made(door, store=False)  # which forgets old events
+        store.is_down = True
+        for call in (
+            door.http.get(path),
+            door.http.get(f"{path}?stream=true"),
+            door.http.post(f"{path}/cancel"),
+        ):
+            refused(await call, 503)
+        store.is_down = False
+    door.core.clock.advance(-3600)
+    assert (await door.http.get(path)).json()["status"] == "completed"

@@ -132,17 +132,18 @@ class Responses:
         """Waits for the end of a response, and returns its answer or why it has failed.
 
         Raises CompletionNotFound. An answer goes with its conversation, while its events are kept
-        for a while.
+        for a while. Errors of the store are raised: they are none of the response.
         """
         finished: Finished | None = None
+        is_kept = self._parts.completions.kept(ref) is not None
         try:
             async with aclosing(self._parts.completions.resume(ref, 0)) as events:
                 async for event in events:
                     if isinstance(event.event, Finished):
                         finished = event.event
-        except CompletionNotFound:
-            raise
         except RuvdError as error:
+            if not is_kept:
+                raise
             return error
         if finished is None:
             raise CompletionNotFound("the response's answer is not kept any more")
