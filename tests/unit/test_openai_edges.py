@@ -335,3 +335,22 @@ async def test_a_response_has_not_failed_because_the_store_is_down() -> None:
         store.is_down = False
     door.core.clock.advance(-3600)
     assert (await door.http.get(path)).json()["status"] == "completed"
+
+
+async def test_a_background_response_has_its_session_and_is_refused_without_one() -> None:
+    door, go_on = Door(), asyncio.Event()
+    door.answers(EngineText("first"), go_on, done())
+    answer = await door.post("/responses", model="m", input="q", background=True)
+    session_id = answer.json()["conversation"]["id"]
+    assert answer.headers["x-ruvd-session-id"] == session_id
+    refused(
+        await door.post(
+            "/responses", model="m", input="q", background=True, conversation="conv_none"
+        ),
+        404,
+    )
+    more = await made(door, background=True, conversation=session_id)  # it is not stored yet
+    go_on.set()
+    await settle()
+    found = (await door.http.get(f"/responses/{more['id']}")).json()
+    assert (found["status"], found["conversation"]["id"]) == ("completed", session_id)

@@ -60,13 +60,17 @@ class Responses:
                 time.time(), asked.options.model or self._parts.engine.model, place.session_id,
                 asked.previous or None, asked.background, asked.store, asked.metadata, asked.echo,
             )  # fmt: skip
+            headers = {SESSION_HEADER: place.session_id} if place.session_id else {}
             if asked.background and not asked.stream:
+                if place.exists:  # otherwise nobody would hear of it before the response has failed
+                    await self._parts.sessions.get(core_request.session_id)
                 completion = self._parts.completions.start(core_request)
                 await asyncio.sleep(0)  # it joins the session's queue
                 given = response_object.response_id(tenants.own(completion.id))
                 facts.watch(completion)
                 self._known.add(completion.id, facts)
-                await call.respond(response_object.write(given, facts, "queued", [], None))
+                queued = response_object.write(given, facts, "queued", [], None)
+                await call.respond(queued, headers=headers)
                 return
             answer = await stack.enter_async_context(
                 answered(self._parts.completions, core_request)
@@ -75,7 +79,6 @@ class Responses:
                 facts.model = answer.started.model
             facts.watch(answer.completion)
             self._known.add(scoped_id(answer.id), facts)
-            headers = {SESSION_HEADER: place.session_id} if place.session_id else {}
             given = response_object.response_id(answer.id)
             if not asked.stream:
                 await call.respond(_whole(given, facts, await answer.finished()), headers=headers)
