@@ -32,7 +32,7 @@ from ruvd.v1 import session_service_pb2 as pb
 _MAX_STOPS = 16
 _MAX_BIASES = 300
 _MAX_TOOLS = 128
-_MAX_EXTRA_VALUES = 5000
+MAX_EXTRA_VALUES = 5000
 # llama-server looks each one up in its vocabulary: 4,000 stop all its answers for more than 20 s.
 _MAX_SEQUENCE_BREAKERS = 64
 _MAX_BIAS = 100.0
@@ -158,8 +158,8 @@ def _response_format(check: Checker, asked: pb.CompletionOptions) -> ResponseFor
 
 def _extra_body(check: Checker, asked: pb.CompletionOptions) -> dict[str, Any]:
     field, fields = "options.extra_body", asked.extra_body.fields
-    if sum(1 for _ in islice(_values(asked.extra_body), _MAX_EXTRA_VALUES + 1)) > _MAX_EXTRA_VALUES:
-        check.refuse(field, f"has more than {_MAX_EXTRA_VALUES} values")
+    if sum(1 for _ in islice(_values(asked.extra_body), MAX_EXTRA_VALUES + 1)) > MAX_EXTRA_VALUES:
+        check.refuse(field, f"has more than {MAX_EXTRA_VALUES} values")
         return {}
     for name in sorted(RESERVED_FIELDS & fields.keys()):
         text = "is not for extra_body: this API has a field for it, or the daemon decides it"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import resource
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,9 @@ from openai_door import Door, assistant, error, events, user
 from ruvd.core.errors import StoreUnavailable
 from ruvd.core.model import FinishReason, IdempotencyRecord, ToolCallDelta
 from ruvd.core.ports.engine import EngineDone, EngineReasoning, EngineText
+from ruvd.http.openai.fields import Fields
+from ruvd.http.openai.items import ItemReader
+from ruvd.http.openai.options import OptionReader
 from ruvd.stores.memory import MemoryStore
 
 
@@ -278,6 +283,8 @@ async def test_what_an_engine_says_in_turns_is_streamed_once_and_into_the_same_i
     added = [each for each in told if each["type"] == "response.output_item.added"]
     assert [each["item"]["id"] for each in added] == [item["id"] for item in output]
     assert [each["output_index"] for each in added] == [0, 1, 2, 3]
+    kinds = [each["type"] for each in told]
+    assert kinds.count("response.output_item.done") == 7  # each at most twice
     last_done = {
         each["output_index"]: each["item"]
         for each in told
@@ -354,3 +361,31 @@ async def test_a_background_response_has_its_session_and_is_refused_without_one(
     await settle()
     found = (await door.http.get(f"/responses/{more['id']}")).json()
     assert (found["status"], found["conversation"]["id"]) == ("completed", session_id)
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def test_reasoning_of_many_pieces_takes_the_memory_of_its_text() -> None:
+    pieces = [{"type": "reasoning_text", "text": "r" * 40}] * 5000
+    before = resident_bytes()
+    # With a copy of all before for each piece it were 500 MB, which the message would keep.
+    read = ItemReader(Fields()).read([{"type": "reasoning", "content": pieces}], "input")
+    assert len(read.messages[0].reasoning) == 200_000
+    assert resident_bytes() - before < 100 << 20
+
+
+def test_too_many_fields_for_the_engine_are_refused_without_a_look_at_each() -> None:
+    fields = Fields()
+    body: dict[str, Any] = {f"f{n}": {"a": [n]} for n in range(5001)}
+    reader = OptionReader(fields, body)
+    reader.read_rest()
+    assert "5000" in fields.violations[0].description
+    assert not reader.options.extra_body.fields
+
+
+async def test_too_many_items_are_refused_by_their_name() -> None:
+    answer = await Door().post("/conversations", items=[user("q")] * 1001)
+    assert refused(answer, 400, "items")["message"].startswith("items: ")

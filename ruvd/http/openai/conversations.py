@@ -258,6 +258,8 @@ def _rename(positions: list[int]) -> Any:
             return f"items[{positions[index] if index < len(positions) else index}]"
 
         names = {"labels": "metadata", "session_id": "conversation", "system_prompt": "items[0]"}
+        if path == "messages":
+            return "items"
         head, _, _ = path.partition("[")
         path = names[head] + path[len(head) :] if head in names else path
         return re.sub(r"^messages\[(\d+)\]", item, path)

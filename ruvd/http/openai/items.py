@@ -22,6 +22,8 @@ class ItemReader:
         self._conversation = Conversation()
         self._prompts: list[str] = []
         self._open: pb.Message | None = None  # the assistant's message that more items may follow
+        # Of the open message. Protobuf would keep a copy of all before for each piece.
+        self._reasoning: list[str] = []
 
     def read(self, value: Any, path: str) -> Conversation:
         """Reads a text, which is a user's message, or a list of items."""
@@ -30,10 +32,19 @@ class ItemReader:
         else:
             for index, (at, each) in enumerate(self._fields.items(value, path)):
                 self._item(self._fields.object(each, at), at, index)
+        self._close()
         self._conversation.system_prompt = "\n\n".join(each for each in self._prompts if each)
         return self._conversation
 
+    def _close(self) -> None:
+        """Ends the assistant's message."""
+        if self._open is not None and self._reasoning:
+            self._open.reasoning = "".join(self._reasoning)
+        self._open = None
+        self._reasoning.clear()
+
     def _add(self, message: pb.Message, index: int) -> None:
+        self._close()
         self._conversation.messages.append(message)
         self._conversation.positions.append(index)
         self._open = message if message.role == pb.ROLE_ASSISTANT else None
@@ -70,7 +81,8 @@ class ItemReader:
                 for at, each in fields.items([] if parts is None else parts, f"{path}.content"):
                     part = fields.object(each, at)
                     text = fields.text(part.get("text"), f"{at}.text")
-                    self._assistant(index).reasoning += text
+                    self._assistant(index)
+                    self._reasoning.append(text)
                 item.pop("summary", None)  # it is never written, as engines make none
             case _:
                 text = f"must be {' or '.join(_TYPES)}, not {shown(kind)}"
@@ -92,7 +104,7 @@ class ItemReader:
         elif role == "assistant":
             message = self._assistant(index)
             if message.content or message.tool_calls:
-                self._open = None
+                self._close()
                 message = self._assistant(index)
             message.content = text
         else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from ruvd.http.openai.fields import Fields, clean, join
+from ruvd.rpc.option_validation import MAX_EXTRA_VALUES
 from ruvd.v1 import session_service_pb2 as pb
 
 _INT64 = range(-(2**63), 2**63)
@@ -84,6 +85,10 @@ class OptionReader:
     def read_rest(self) -> None:
         """Reads the fields that are left, which only the engine's server knows."""
         rest = {name: value for name, value in self._body.items() if value is not None}
+        if len(rest) > MAX_EXTRA_VALUES:
+            text = f"has more than {MAX_EXTRA_VALUES} fields that only the engine's server knows"
+            self._fields.refuse("body", text)
+            return
         for name, value in rest.items():
             path = clean(name)
             if self._is_sendable(name, path) and self._is_sendable(value, path):

@@ -32,6 +32,7 @@ class _Item:
         self.index = index
         self.pieces: list[str] = []
         self.call = call
+        self.has_gone_on = False  # after it was done, so that it is done again with the answer
 
     @property
     def text(self) -> str:
@@ -125,8 +126,9 @@ class ResponseEvents:
             yield _added(item, "added", "in_progress")
             if kind != "call":
                 yield {"type": "response.content_part.added", **item.place, "part": item.part("")}
-        elif item is not self._open:
-            yield from self._close()  # an engine goes on with an item that another has followed
+        elif item is not self._open:  # an engine goes on with an item that another has followed
+            yield from self._close()
+            item.has_gone_on = True
         self._open = item
         if text:
             item.pieces.append(text)
@@ -139,8 +141,10 @@ class ResponseEvents:
     def _close(self) -> Iterator[Event]:
         """Ends the item that is growing."""
         item, self._open = self._open, None
-        if item is None:
-            return
+        if item is not None and not item.has_gone_on:
+            yield from self._end(item)
+
+    def _end(self, item: _Item) -> Iterator[Event]:
         text = item.text
         done: Event = {"type": f"{_DELTAS[item.kind]}.done", **item.place}
         if item.call is not None:
@@ -153,6 +157,9 @@ class ResponseEvents:
     def _finish(self, finished: Finished) -> Iterator[Event]:
         yield from self._missed(finished.message)
         yield from self._close()
+        for item in self._items.values():
+            if item.has_gone_on:
+                yield from self._end(item)
         output = written(finished.message, self._name)
         output.sort(key=lambda item: self._items[item["id"]].index)  # as they were added
         response = self._response("", output, finished)
