@@ -389,3 +389,30 @@ def test_too_many_fields_for_the_engine_are_refused_without_a_look_at_each() -> 
 async def test_too_many_items_are_refused_by_their_name() -> None:
     answer = await Door().post("/conversations", items=[user("q")] * 1001)
     assert refused(answer, 400, "items")["message"].startswith("items: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "instead"),
+    [
+        ("POST", "/v1/v1/chat/completions", "base URL"),
+        ("POST", "/chat/completions", "base URL"),
+        ("GET", "/models", "base URL"),
+        ("POST", "/v1/completions", "/v1/chat/completions"),
+        ("GET", "/v1/chat/completions", "/v1/responses"),
+        ("GET", "/v1/chat/completions/c/messages", "/v1/responses"),
+        ("POST", "/v1/responses/compact", "compaction"),
+        ("POST", "/v1/responses/input_tokens", "usage"),
+        ("GET", "/v1/responses/resp_x/input_items", "conversation"),
+        ("GET", "/v1/conversations", "ListSessions"),
+        ("POST", "/v1/threads/t/runs", "/v1/conversations"),
+        ("POST", "/v1/embeddings", "only text"),
+        ("GET", "/v1/other", "docs/openai-api.md"),
+        ("PUT", "/v1/files/f", "docs/openai-api.md"),
+    ],
+)
+async def test_what_is_not_supported_says_what_to_use_instead(
+    method: str, path: str, instead: str
+) -> None:
+    answer = await Door().http.request(method, f"http://localhost{path}")
+    assert answer.status_code in (404, 405)
+    assert instead in error(answer)["message"].partition(": ")[2]

@@ -1,13 +1,11 @@
 """The ASGI application of OpenAI's API: its routes, each with the RPC whose permissions it has."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Route
 
 from ruvd.core.ports.background import StartTask
 from ruvd.http.openai.batches import FileBatches
@@ -15,18 +13,16 @@ from ruvd.http.openai.calls import Call
 from ruvd.http.openai.chat import ChatCompletions
 from ruvd.http.openai.conversations import Conversations
 from ruvd.http.openai.endpoint import Endpoint, Gate
-from ruvd.http.openai.errors import respond_to
 from ruvd.http.openai.file_calls import Files
 from ruvd.http.openai.files import FileStore
 from ruvd.http.openai.models import Models
 from ruvd.http.openai.parts import Parts
 from ruvd.http.openai.responses import Responses
-from ruvd.http.refusals import Refused
+from ruvd.http.openai.unknown import refusal
 from ruvd.http.scopes import ASGIApp
 
 Handle: TypeAlias = Callable[[Call], Awaitable[None]]
 _JSON = "application/json"
-_SUPPORTED = "docs/openai-api.md has the operations that are supported"
 
 
 def build(parts: Parts, gate: Gate, start_task: StartTask) -> ASGIApp:
@@ -72,7 +68,7 @@ def build(parts: Parts, gate: Gate, start_task: StartTask) -> ASGIApp:
         routes.append(Route(path, endpoint, methods=[method]))
         if handle not in (responses.delete, conversations.delete_item):  # they only refuse
             offered.append(routes[-1])
-    handlers: dict[Any, Any] = {HTTPException: _refusal_of_unknown(offered)}
+    handlers: dict[Any, Any] = {HTTPException: refusal(offered)}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
@@ -80,21 +76,3 @@ def _takes(method: str, path: str) -> str:
     if path == "/v1/files" and method == "POST":
         return "multipart/form-data"
     return _JSON if method == "POST" and not path.endswith("/cancel") else ""
-
-
-def _refusal_of_unknown(
-    offered: Sequence[Route],
-) -> Callable[[Request, HTTPException], Awaitable[Response]]:
-    async def refuse(request: Request, _: HTTPException) -> Response:
-        found = [each for each in offered if each.matches(request.scope)[0] is not Match.NONE]
-        allow = ", ".join(sorted({method for each in found for method in each.methods or ()}))
-        if allow:
-            text = f"{request.method} is not supported here, only {allow}: {_SUPPORTED}"
-            refusal = Refused(405, "method_not_allowed", text, "path", allow=allow)
-        else:
-            text = f"there is no such operation: {_SUPPORTED}"
-            refusal = Refused(404, "unknown_url", text, "path")
-        response = respond_to(refusal)
-        return Response(response.body, response.status, response.headers, _JSON)
-
-    return refuse
