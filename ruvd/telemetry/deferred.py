@@ -7,6 +7,7 @@ take three times as long as the later ones (50 and 18 µs), so larger batches co
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, TypeVarTuple
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -32,7 +33,14 @@ class Deferred:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Makes all calls that wait."""
+        """Makes all calls that wait, in an empty context.
+
+        Otherwise they would see the context of whoever flushes, or began the batch: the SDK takes
+        the current span for a measurement that has none.
+        """
+        Context().run(self._make_calls)
+
+    def _make_calls(self) -> None:
         while True:
             try:
                 call, arguments = self._calls.popleft()

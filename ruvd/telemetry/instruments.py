@@ -31,7 +31,6 @@ STORE_OPERATIONS = (
     "gone", "usage", "expire", "list", "receipt", "completion", "created_by", "counts", "tenants",
     "turns",
 )  # fmt: skip
-_NO_SPAN = Context()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class Instruments:
         self._defer(record, event.queue_seconds, None, get_current())
 
     def _on_store_batch(self, event: StoreBatch) -> None:
-        self._defer(self._batches.record, event.writes, None, _NO_SPAN)
+        self._defer(self._batches.record, event.writes)
 
     def record_generation(
         self,
@@ -203,11 +202,11 @@ class Instruments:
             self._count_tokens(series.model, usage)
         if usage or self._newest:
             usage = usage or Usage()
-            series.input.record(usage.prompt_tokens, None, _NO_SPAN)
-            series.output.record(usage.completion_tokens, None, _NO_SPAN)
+            series.input.record(usage.prompt_tokens)
+            series.output.record(usage.completion_tokens)
             if not error and first_chunk is not None and usage.completion_tokens > 1:
                 per_token = (seconds - first_chunk) / (usage.completion_tokens - 1)
-                series.output_token.record(per_token, None, _NO_SPAN)
+                series.output_token.record(per_token)
 
     def record_rpc(
         self, method: str, code: str, error: str, seconds: float, context: Context

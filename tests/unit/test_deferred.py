@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 
 from ruvd.telemetry.deferred import Deferred
+
+_CURRENT = ContextVar("_CURRENT", default="")
 
 
 async def test_calls_are_made_in_order_and_not_at_once() -> None:
@@ -47,3 +50,22 @@ async def test_a_call_that_fails_does_not_stop_later_ones() -> None:
     assert len(failures) == 1
     deferred.flush()
     assert made == list(range(127))
+
+
+async def test_calls_see_the_context_of_nobody() -> None:
+    deferred, seen = Deferred(), list[str]()
+
+    def look() -> None:
+        seen.append(_CURRENT.get())
+
+    _CURRENT.set("of the first caller")
+    deferred.add(look)
+    ended = asyncio.Event()
+    deferred.add(ended.set)
+    await ended.wait()  # until the timer
+    for _ in range(128):
+        deferred.add(look)
+    await asyncio.sleep(0)  # a complete batch
+    deferred.add(look)
+    deferred.flush()
+    assert seen == [""] * 130

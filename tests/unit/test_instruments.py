@@ -288,6 +288,17 @@ async def test_the_exemplar_of_a_generation_leads_to_its_span() -> None:
     assert exemplar.time_unix_nano >= chat.start_time
 
 
+async def test_numbers_of_tokens_and_writes_have_no_exemplars_not_even_of_another_call() -> None:
+    watched = Watched()
+    await collect(watched.start())
+    watched.observer(StoreBatch(1))
+    with watched.rpcs.call(METHOD, (), ""):
+        watched.deferred.flush()
+    for name in ("gen_ai.client.token.usage", "ruvd.store.batch.size"):
+        for point in watched.histogram(name):
+            assert not point.exemplars, name
+
+
 async def test_attributes_are_on_the_points_and_on_no_scope() -> None:
     watched = Watched()
     await everything(watched)
