@@ -157,6 +157,20 @@ def test_counts_that_have_not_grown_for_long_are_dropped_and_begin_again() -> No
     assert refused(other).quota == "tokens_per_minute"
 
 
+def test_tokens_that_were_used_at_once_at_two_replicas_are_made_up_for_one_after_the_other() -> (
+    None
+):
+    fleet = Fleet(tokens_per_minute=60)
+    fleet.renew_all()
+    one, other = fleet.replicas
+    use(one, 12)
+    use(other, 52)
+    fleet.clock.advance(3)
+    fleet.renew_all()
+    for each in fleet.replicas:
+        assert refused(each).retry_after_seconds == pytest.approx(2)  # 61 of 60, and one more
+
+
 @given(
     uses=st.lists(
         st.tuples(st.integers(0, 2), st.floats(0, 40), st.integers(1, 400), st.booleans()),

@@ -84,14 +84,14 @@ class SharedUsage:
         added: defaultdict[str, float] = defaultdict(float)
         self.running, self.batch_running = Counter(), Counter()
         for replica, usages in others.items():
-            before = self._known.get(replica, {}) if self._known is not None else {}
+            before = self._known.get(replica) if self._known is not None else None
             for tenant, usage in usages.items():
                 self.running[tenant] += usage.running
                 self.batch_running[tenant] += usage.batch_running
                 if self._known is None:
                     added[tenant] = max(added[tenant], usage.owed - owed(tenant))
                 else:
-                    added[tenant] += _growth(before.get(tenant), usage)
+                    added[tenant] += _growth(before, tenant, usage)
         self._known = others
         self._exchanges += 1
         return {tenant: tokens for tenant, tokens in added.items() if tokens > 0}
@@ -102,9 +102,12 @@ class SharedUsage:
         self._known = None
 
 
-def _growth(before: TenantUsage | None, usage: TenantUsage) -> float:
-    """Returns the tokens that were used since `before`."""
-    if before is not None and before.tokens <= usage.tokens:
-        return usage.tokens - before.tokens
-    # A new count. If it is old, and only new to this replica, much of it has been made up for.
-    return min(usage.tokens, usage.owed)
+def _growth(before: UsageByTenant | None, tenant: str, usage: TenantUsage) -> float:
+    """Returns the tokens that were used at a replica since it told `before`, None for nothing."""
+    if before is None:
+        # If the count is old, and only new to this replica, much of it has been made up for.
+        return min(usage.tokens, usage.owed)
+    known = before.get(tenant)
+    if known is not None and known.tokens <= usage.tokens:
+        return usage.tokens - known.tokens
+    return usage.tokens  # a count that has begun since

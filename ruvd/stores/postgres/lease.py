@@ -32,7 +32,7 @@ WITH renewed AS (
 )
 SELECT extract(epoch FROM clock_timestamp())::double precision, r.id, r.tenant_usage
 FROM (VALUES (1)) one LEFT JOIN replicas r
-ON r.id <> %(me)s AND r.until > clock_timestamp() AND r.tenant_usage <> ''
+ON r.id <> %(me)s AND r.until > clock_timestamp()
 """
 
 
